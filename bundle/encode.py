@@ -1,0 +1,370 @@
+"""Text → tokens → overlapping windows → arrays: one implementation for training, evaluation and serving.
+
+A text is tokenized once, whole; windows are then cut over its tokens here. The tokenizer's own overflow feature is
+not used: releases 0.23.1 and 0.23.2 of `tokenizers` lose text between windows. Each window knows the tokens and the
+code points that it reads, and `encode` asserts that together they read all of the text.
+
+"overlap" is what Hugging Face calls stride: the number of tokens that two neighbouring windows share.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import Tokenizer
+
+from bundle.errors import BundleError, CoverageLost, InvalidText, TextTooLong
+
+if TYPE_CHECKING:
+    from bundle.folder import Bundle
+    from bundle.manifest import TextSpec
+
+IntArray = npt.NDArray[np.int64]
+
+# Releases that drop text; see the module docstring.
+LOSING_TOKENIZERS = ("0.23.1", "0.23.2")
+
+# Where a cut hurts least: after a sentence, else after a clause. Chinese and Latin punctuation, line breaks.
+SENTENCE_ENDS = frozenset("。！？!?…\n\r；;．")
+CLAUSE_ENDS = frozenset("，,、：:）)】》」』”’ \t—")
+# The last part of a window in which a cut may be moved forward to such an end.
+CUT_ZONE = 0.25
+
+# What a BERT tokenizer drops by design: white space, control and format characters, combining marks, unassigned.
+_DROPPABLE = frozenset({"Cc", "Cf", "Cn", "Co", "Mn", "Zs", "Zl", "Zp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a text.
+
+    Attributes:
+        first, last: its tokens, ``tokens[first:last]`` of the windowed side.
+        start, end: the code points it reads, end-exclusive; neighbouring windows leave no gap between them.
+    """
+
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text that was cut into windows.
+
+    Attributes:
+        text: the side that the windows run over (the text; for a pair, the longer side).
+        ids: int64 (tokens,), without special tokens.
+        spans: int64 (tokens, 2), code point offsets of each token into ``text``.
+        windows: in reading order, at least one.
+        tokens: tokens of the request's text(s), special tokens not counted.
+        truncated: whether windows were left out because the caller asked for it.
+        other: int64 (m,), the ids of a pair's shorter side, repeated in every window; empty without a pair.
+        other_first: whether that shorter side stands first in the model's input.
+    """
+
+    text: str
+    ids: IntArray
+    spans: IntArray
+    windows: tuple[Window, ...]
+    tokens: int
+    truncated: bool
+    other: IntArray
+    other_first: bool
+    is_pair: bool
+
+    @property
+    def window_tokens(self) -> IntArray:
+        """int64 (windows,): how many tokens of the text each window reads."""
+        return np.array([window.last - window.first for window in self.windows], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """The model's input for one window.
+
+    Attributes:
+        ids: int64 (length,), special tokens included, not padded.
+        types: int64 (length,), token type ids.
+        content: where the window's own tokens stand in ``ids``.
+    """
+
+    ids: IntArray
+    types: IntArray
+    content: slice
+
+
+class Encoder:
+    """Cuts texts into windows as a bundle's manifest says.
+
+    Thread-safe: the tokenizer releases the GIL and nothing here is changed by a call.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, spec: TextSpec) -> None:
+        if tokenizers.__version__ in LOSING_TOKENIZERS:
+            raise BundleError(
+                f"tokenizers {tokenizers.__version__} loses text between windows; install another version"
+            )
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+        self.spec = spec
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        # bool (vocabulary,): pieces that continue a word, so that a cut before them would split it.
+        self._continues = np.zeros(size, dtype=bool)
+        for piece, index in tokenizer.get_vocab(with_added_tokens=True).items():
+            if piece.startswith("##") and index < size:
+                self._continues[index] = True
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Encoder:
+        """The encoder of a bundle."""
+        return cls(load_tokenizer(bundle.path(bundle.manifest.text.tokenizer.file)), bundle.manifest.text)
+
+    def tokenize(self, text: str, field: str = "text") -> tuple[IntArray, IntArray]:
+        """Tokens of a whole text.
+
+        Returns:
+            ids int64 (tokens,) and code point spans int64 (tokens, 2), no special tokens.
+
+        Raises:
+            InvalidText: the text holds a lone surrogate, which no encoding can carry.
+        """
+        try:
+            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidText(field, f"{field} holds a lone surrogate, which is not text; remove it") from error
+        ids = np.array(encoding.ids, dtype=np.int64)
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return ids, spans
+
+    def encode(self, text: str, pair: str | None = None, *, truncate: bool = False, field: str = "text") -> Encoded:
+        """Tokenizes and cuts one text (or pair) into windows.
+
+        Args:
+            text: any string; it is never changed, offsets point into it.
+            pair: the second text of a pair task. Windows run over the longer side, the other is in each of them.
+            truncate: read only the first ``max_windows`` windows of a longer text instead of refusing it.
+            field: how an error names the text.
+
+        Raises:
+            InvalidText: nothing but white space and control characters, or lone surrogates.
+            TextTooLong: more than ``max_windows`` windows and ``truncate`` is false.
+            CoverageLost: part of the text is in no window (a bug, not the caller's fault).
+        """
+        ids, spans = self._side(text, field)
+        if pair is None:
+            return self._cut(text, ids, spans, None, False, truncate, field)
+        pair_field = f"{field.removesuffix('.text')}.pair"
+        pair_ids, pair_spans = self._side(pair, pair_field)
+        if len(pair_ids) > len(ids):
+            return self._cut(pair, pair_ids, pair_spans, ids, True, truncate, field)
+        return self._cut(text, ids, spans, pair_ids, False, truncate, pair_field)
+
+    def _side(self, text: str, field: str) -> tuple[IntArray, IntArray]:
+        ids, spans = self.tokenize(text, field)
+        if not len(ids):
+            raise InvalidText(field, f"{field} is empty or holds only white space and control characters")
+        assert_covered(text, spans)
+        return ids, spans
+
+    def _cut(
+        self,
+        text: str,
+        ids: IntArray,
+        spans: IntArray,
+        other: IntArray | None,
+        other_first: bool,
+        truncate: bool,
+        field: str,
+    ) -> Encoded:
+        spec = self.spec
+        tokens, truncated = len(ids), False
+        room = spec.max_tokens - (2 if other is None else 3)
+        if other is not None:
+            tokens += len(other)
+            if len(ids) + len(other) > room and len(other) > room // 2:
+                # Both sides are long: the shorter one does not fit beside a window of the other.
+                if not truncate:
+                    raise TextTooLong(field, len(other), -(-len(other) // (room // 2)), 1)
+                other, truncated = other[: room // 2], True
+            room -= len(other)
+        cuts = self._plan(text, ids, spans, room)
+        if len(cuts) > spec.max_windows:
+            if not truncate:
+                raise TextTooLong(field, tokens, len(cuts), spec.max_windows)
+            cuts, truncated = cuts[: spec.max_windows], True
+        windows = tuple(
+            Window(
+                first,
+                last,
+                # Characters between two tokens belong to the token before them; so no window leaves a gap.
+                int(spans[first, 0]) if first else 0,
+                int(spans[last, 0]) if last < len(ids) else len(text),
+            )
+            for first, last in cuts
+        )
+        empty = np.empty(0, dtype=np.int64)
+        return Encoded(
+            text,
+            ids,
+            spans,
+            windows,
+            tokens,
+            truncated,
+            empty if other is None else other,
+            other_first,
+            other is not None,
+        )
+
+    def _plan(self, text: str, ids: IntArray, spans: IntArray, room: int) -> list[tuple[int, int]]:
+        """Token ranges of the windows, each at most ``room`` long, neighbours sharing ``overlap`` tokens."""
+        count = len(ids)
+        # A pair's shorter side can leave so little room that the full overlap would stop all progress.
+        overlap = min(self.spec.overlap, max(room - 1, 0) // 2)
+        cuts: list[tuple[int, int]] = []
+        first = 0
+        while True:
+            last = first + room
+            if last >= count:
+                cuts.append((first, count))
+                return cuts
+            last = self._best_end(text, ids, spans, max(first + overlap + 1, last - int(room * CUT_ZONE)), last)
+            cuts.append((first, last))
+            first = last - overlap
+
+    def _best_end(self, text: str, ids: IntArray, spans: IntArray, lowest: int, highest: int) -> int:
+        """The best place in [lowest, highest] to end a window that cannot reach the end of the text."""
+        clause = word = 0
+        for last in range(highest, lowest - 1, -1):
+            # What stands between this token's last character and the next token's first one, both included.
+            seam = text[spans[last - 1, 1] - 1 : spans[last, 0]] if spans[last, 0] >= spans[last - 1, 1] else ""
+            if any(character in SENTENCE_ENDS for character in seam):
+                return last
+            if not clause and any(character in CLAUSE_ENDS for character in seam):
+                clause = last
+            if not word and not self._continues[ids[last]]:
+                word = last
+        return clause or word or highest
+
+    def row(self, encoded: Encoded, index: int) -> WindowRow:
+        """The model's input for window ``index`` of an encoded text."""
+        spec, window = self.spec, encoded.windows[index]
+        own = encoded.ids[window.first : window.last]
+        cls = np.array([spec.cls_id], dtype=np.int64)
+        sep = np.array([spec.sep_id], dtype=np.int64)
+        if not encoded.is_pair:
+            ids = np.concatenate([cls, own, sep])
+            return WindowRow(ids, np.zeros_like(ids), slice(1, 1 + len(own)))
+        left, right = (encoded.other, own) if encoded.other_first else (own, encoded.other)
+        ids = np.concatenate([cls, left, sep, right, sep])
+        types = np.zeros_like(ids)
+        types[len(left) + 2 :] = 1
+        start = len(left) + 2 if encoded.other_first else 1
+        return WindowRow(ids, types, slice(start, start + len(own)))
+
+    def rows(self, encoded: Encoded) -> list[WindowRow]:
+        """The model's inputs for all windows of an encoded text."""
+        return [self.row(encoded, index) for index in range(len(encoded.windows))]
+
+
+def pad(rows: Sequence[WindowRow], pad_id: int) -> tuple[IntArray, IntArray]:
+    """Stacks windows of different lengths.
+
+    Returns:
+        input_ids and token_type_ids, int64 (windows, longest); the mask follows from ``pad_id``.
+    """
+    longest = max(len(row.ids) for row in rows)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    types = np.zeros((len(rows), longest), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = row.ids
+        types[index, : len(row.types)] = row.types
+    return ids, types
+
+
+def assert_covered(text: str, spans: IntArray) -> None:
+    """Raises `CoverageLost` if a character that a reader could see is in no token.
+
+    What lies between tokens must be something that the tokenizer drops by design: white space, control and format
+    characters, combining marks.
+    """
+    position = 0
+    if len(spans):
+        starts, reach = spans[:, 0], np.maximum.accumulate(spans[:, 1])
+        before = np.concatenate([[0], reach[:-1]])
+        for index in np.flatnonzero(starts > before):
+            _assert_droppable(text, int(before[index]), int(starts[index]))
+        position = int(reach[-1])
+    _assert_droppable(text, position, len(text))
+
+
+def _assert_droppable(text: str, start: int, end: int) -> None:
+    for position in range(start, end):
+        character = text[position]
+        # U+FFFD is what a decoder writes for bytes it could not read; BERT's cleaning removes it.
+        if not (character.isspace() or character == "\ufffd" or unicodedata.category(character) in _DROPPABLE):
+            raise CoverageLost(position, character)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a ``tokenizer.json``.
+
+    Raises:
+        BundleError: it is not one.
+    """
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the Rust side raises a bare Exception
+        raise BundleError(f"{path}: not a tokenizer file: {error}") from error
+
+
+def wordpiece_tokenizer(vocab: Sequence[str], *, lowercase: bool = True) -> Tokenizer:
+    """The tokenizer of a BERT- or ERNIE-like model that has only a ``vocab.txt``.
+
+    Args:
+        vocab: the pieces in the order of their ids.
+        lowercase: fold case and strip accents, as uncased models expect.
+
+    Raises:
+        BundleError: a special token is missing.
+    """
+    # A piece that stands twice (published vocabularies have some) keeps its later id, as in every BERT reader.
+    index = {piece: number for number, piece in enumerate(vocab)}
+    missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if piece not in index]
+    if missing:
+        raise BundleError(f"the vocabulary lacks {', '.join(missing)}")
+    model = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        # No added tokens: "[SEP]" typed by a caller is text and must not become the model's separator.
+        "added_tokens": [],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": lowercase,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": None,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": index,
+        },
+    }
+    return Tokenizer.from_str(json.dumps(model, ensure_ascii=False))

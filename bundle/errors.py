@@ -1,0 +1,223 @@
+"""The errors of the whole project. A constructor takes the facts and writes the sentence.
+
+    SlipwayError
+    ├── DataError            a file of rows, a named data set or base weights cannot be used
+    │   ├── RowError             one row: file, line, reason
+    │   └── AssetUnavailable     pip or the hub could not bring it; says the offline way out
+    ├── RecipeError          a recipe's key or value is wrong: file, key, allowed values
+    ├── BundleError          a bundle folder is missing, incomplete or not what its manifest says
+    │   ├── ManifestInvalid      bundle.json does not follow the schema
+    │   ├── ChecksumMismatch     a file differs from its recorded sha256
+    │   └── GoldenMismatch       the live model does not reproduce the golden rows
+    ├── ExportError          a conversion went wrong
+    │   ├── ConversionFailed     a converter failed or crashed
+    │   ├── FusionMissing        the graph did not fuse as its architecture demands
+    │   └── ParityFailed         the converted graph does not compute what its source does
+    ├── RequestError         the caller can mend it: which field, which limit
+    │   ├── InvalidText          not text that can be encoded, or empty
+    │   ├── LimitExceeded        a count or a size above its limit
+    │   ├── TextTooLong          more windows than max_windows
+    │   └── ModelUnknown         no such model
+    ├── EngineError          the engine cannot answer now
+    │   ├── EngineUnavailable    not reachable, not ready or died
+    │   └── EngineTimeout        did not answer before the deadline
+    └── CoverageLost         a window plan or a tokenizer lost part of the text: a bug, never the caller's fault
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class SlipwayError(Exception):
+    """Root of the tree; catching it catches every error that Slipway raises on purpose."""
+
+
+class DataError(SlipwayError):
+    """A file of rows, a named data set or base weights cannot be used."""
+
+
+class RowError(DataError):
+    """One row of a data file is unusable.
+
+    >>> str(RowError("train.tsv", 7, "label is empty"))
+    'train.tsv:7: label is empty'
+    """
+
+    def __init__(self, file: str | Path, line: int, reason: str) -> None:
+        self.file, self.line, self.reason = str(file), line, reason
+        super().__init__(f"{file}:{line}: {reason}")
+
+
+class AssetUnavailable(DataError):
+    """A named asset could not be brought here.
+
+    Args:
+        asset: its name in a recipe.
+        reason: what went wrong, in one sentence.
+        ways_out: what the user can do without a network, one sentence each.
+    """
+
+    def __init__(self, asset: str, reason: str, ways_out: Sequence[str] = ()) -> None:
+        self.asset, self.reason, self.ways_out = asset, reason, tuple(ways_out)
+        lines = [f"{asset}: {reason}"]
+        lines += [f"  {number}. {way}" for number, way in enumerate(ways_out, 1)]
+        super().__init__("\n".join(lines))
+
+
+class RecipeError(SlipwayError):
+    """A recipe is wrong.
+
+    Args:
+        file: the recipe's path.
+        key: dotted key, such as ``train.learning_rate``; empty when the file as a whole is wrong.
+        reason: what is wrong with it.
+        allowed: the values (or keys) that would be right, where they can be listed.
+    """
+
+    def __init__(self, file: str | Path, key: str, reason: str, allowed: Sequence[str] = ()) -> None:
+        self.file, self.key, self.reason, self.allowed = str(file), key, reason, tuple(allowed)
+        where = f"{file}: {key}: " if key else f"{file}: "
+        hint = f" (allowed: {', '.join(allowed)})" if allowed else ""
+        super().__init__(f"{where}{reason}{hint}")
+
+
+class BundleError(SlipwayError):
+    """A bundle folder is missing, incomplete or not what its manifest says."""
+
+
+class ManifestInvalid(BundleError):
+    """``bundle.json`` does not follow the schema."""
+
+    def __init__(self, file: str | Path, reason: str) -> None:
+        self.file, self.reason = str(file), reason
+        super().__init__(f"{file}: {reason}")
+
+
+class ChecksumMismatch(BundleError):
+    """A file differs from the checksum that the manifest recorded."""
+
+    def __init__(self, file: str | Path, expected: str, found: str) -> None:
+        self.file, self.expected, self.found = str(file), expected, found
+        super().__init__(
+            f"{file}: its sha256 is {found[:16]}…, bundle.json says {expected[:16]}…; "
+            "copy the bundle again or rerun the stage that wrote it"
+        )
+
+
+class GoldenMismatch(BundleError):
+    """The live model does not reproduce the golden rows that travel with it."""
+
+    def __init__(self, bundle: str, artifact: str, reason: str) -> None:
+        self.bundle, self.artifact, self.reason = bundle, artifact, reason
+        super().__init__(f"{bundle}/{artifact}: golden rows do not match: {reason}")
+
+
+class ExportError(SlipwayError):
+    """A conversion went wrong; nothing was published."""
+
+
+class ConversionFailed(ExportError):
+    """A converter failed or crashed."""
+
+    def __init__(self, step: str, reason: str) -> None:
+        self.step, self.reason = step, reason
+        super().__init__(f"{step}: {reason}")
+
+
+class FusionMissing(ExportError):
+    """The graph did not fuse as its architecture demands."""
+
+    def __init__(self, expected: dict[str, int], found: dict[str, int]) -> None:
+        self.expected, self.found = expected, found
+        broken = [f"{op}: {found.get(op, 0)} of {count}" for op, count in expected.items() if found.get(op, 0) != count]
+        super().__init__("the graph did not fuse: " + ", ".join(broken))
+
+
+class ParityFailed(ExportError):
+    """The converted graph does not compute what its source does."""
+
+    def __init__(self, artifact: str, source: str, reason: str) -> None:
+        self.artifact, self.source, self.reason = artifact, source, reason
+        super().__init__(f"{artifact} does not compute what {source} does: {reason}")
+
+
+class RequestError(SlipwayError):
+    """The caller can mend the request.
+
+    Attributes:
+        field: where in the request, such as ``inputs[3].text``.
+        limit: the limit that was passed, or None.
+        value: what the request had, or None.
+    """
+
+    def __init__(self, field: str, sentence: str, *, limit: int | None = None, value: int | None = None) -> None:
+        self.field, self.limit, self.value = field, limit, value
+        super().__init__(sentence)
+
+
+class InvalidText(RequestError):
+    """A text is empty or cannot be encoded."""
+
+
+class LimitExceeded(RequestError):
+    """A count or a size is above its limit."""
+
+    def __init__(self, field: str, what: str, value: int, limit: int) -> None:
+        self.what = what
+        super().__init__(field, f"{field} has {value} {what}; the limit is {limit}", limit=limit, value=value)
+
+
+class TextTooLong(RequestError):
+    """A text needs more windows than the model's ``max_windows``."""
+
+    def __init__(self, field: str, tokens: int, windows: int, limit: int) -> None:
+        self.tokens, self.windows = tokens, windows
+        super().__init__(
+            field,
+            f"{field} has {tokens} tokens and needs {windows} windows; the limit is {limit}. "
+            'Send a shorter text, or "truncate": true to have only the first windows read',
+            limit=limit,
+            value=windows,
+        )
+
+
+class ModelUnknown(RequestError):
+    """No such model is served here."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        super().__init__("model", f"there is no model {name!r}; served here: {', '.join(known) or 'none'}")
+
+
+class EngineError(SlipwayError):
+    """The engine cannot answer now."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine is not reachable, not ready or died.
+
+    Args:
+        retry_after: seconds after which a retry makes sense.
+    """
+
+    def __init__(self, reason: str, retry_after: float = 1.0) -> None:
+        self.reason, self.retry_after = reason, retry_after
+        super().__init__(reason)
+
+
+class EngineTimeout(EngineError):
+    """The engine did not answer before the deadline."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the engine did not answer within {seconds:g} s")
+
+
+class CoverageLost(SlipwayError):
+    """Part of a text is in no window: a bug in a tokenizer or in the window plan, never the caller's fault."""
+
+    def __init__(self, position: int, character: str) -> None:
+        self.position, self.character = position, character
+        super().__init__(f"code point {position} (U+{ord(character):04X}) is in no token")

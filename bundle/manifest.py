@@ -1,0 +1,205 @@
+"""``bundle.json`` as typed, frozen models: the one place that says what a bundle must tell.
+
+Whatever stands here (label names, tensor names, maximum length, pooling) is never typed a second time elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from bundle.errors import ManifestInvalid
+
+SCHEMA = "slipway.bundle/1"
+
+TaskKind = Literal["single-label", "text-pair", "token-classification"]
+Pooling = Literal["mean", "max", "first", "weighted", "logit-mean", "confidence"]
+DType = Literal["int64", "int32", "float32", "float16"]
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error rather than a surprise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class FileRef(Frozen):
+    """A file of the bundle: path relative to the bundle folder, sha256 in hex, size in bytes."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+class Source(Frozen):
+    """Where data or base weights came from, and under which licence they may be used."""
+
+    name: str
+    licence: str
+    sha256: str = ""
+    note: str = ""
+
+
+class Provenance(Frozen):
+    """How the bundle was made: enough to make it again."""
+
+    recipe: str
+    recipe_sha256: str
+    form: str = "quick"
+    commit: str
+    created: str = Field(description="ISO 8601, UTC")
+    seed: int
+    data: Source
+    base: Source
+    architecture: str = Field(description="PaddleNLP class of the model, such as BertForSequenceClassification")
+    packages: dict[str, str] = Field(description="versions of the packages that made it")
+
+
+class Task(Frozen):
+    """What the model answers.
+
+    ``labels`` is in the order of the logits' last axis. For token classification it is the internal BIO scheme:
+    ``O`` first, then ``B-X``, ``I-X`` for every entity type.
+    """
+
+    kind: TaskKind
+    labels: tuple[str, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _labels_fit_the_kind(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+        if self.kind == "token-classification":
+            types = [label[2:] for label in self.labels[1::2]]
+            if self.labels != bio_labels(types):
+                raise ValueError("token labels must be O, B-X, I-X, B-Y, I-Y, …")
+        return self
+
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        """The entity types of a tagger, in label order; empty for a classifier."""
+        if self.kind != "token-classification":
+            return ()
+        return tuple(label[2:] for label in self.labels[1::2])
+
+
+def bio_labels(types: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """The internal label list of a tagger: ``O`` and a B-/I- pair per entity type."""
+    return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
+
+
+class TextSpec(Frozen):
+    """How a text becomes windows of tokens, and how the windows' answers become one."""
+
+    tokenizer: FileRef
+    max_tokens: int = Field(ge=8, description="tokens in one window, special tokens included")
+    overlap: int = Field(ge=0, description="tokens that two neighbouring windows share (Hugging Face: stride)")
+    max_windows: int = Field(ge=1, description="windows of one text; beyond it a request is refused with 413")
+    pooling: Pooling
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    length_buckets: tuple[int, ...] = Field(description="token lengths that evaluation tables are cut by")
+
+    @model_validator(mode="after")
+    def _overlap_leaves_progress(self) -> Self:
+        if self.overlap > (self.max_tokens - 3) // 2:
+            raise ValueError(f"overlap {self.overlap} must be at most half of a window of {self.max_tokens} tokens")
+        return self
+
+
+class Tensor(Frozen):
+    """One tensor of the model: its name in every graph, its dtype, its axes (an int or the name of a free axis)."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+class Signature(Frozen):
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Parity(Frozen):
+    """How far an artifact's logits are from those of the training framework, on the golden rows."""
+
+    reference: str
+    rows: int
+    windows: int
+    max_abs: float = Field(description="largest absolute difference of a logit")
+    mean_abs: float
+    label_agreement: float = Field(description="share of golden rows whose decoded answer is the same, 0 to 1")
+    tolerance: float = Field(description="the bound on max_abs that was really applied, and that serving applies again")
+
+
+class Quality(Frozen):
+    """What an artifact scores on rows that it was not trained on."""
+
+    split: Literal["dev", "test"]
+    rows: int
+    metrics: dict[str, float]
+    agreement: float | None = Field(default=None, description="share of rows answered as the training framework does")
+
+
+class Artifact(Frozen):
+    """One form of the model. ``file`` is what a runtime opens; ``files`` are its companions (weights beside a graph)."""
+
+    file: str
+    sha256: str
+    bytes: int
+    files: tuple[FileRef, ...] = ()
+    format: Literal["paddle", "paddle-static", "onnx"]
+    precision: Literal["fp32", "fp16", "int8"]
+    made_from: str = ""
+    batch_invariant: bool = Field(
+        default=True,
+        description="whether a window's logits do not depend on what it is batched with; dynamic quantization's do",
+    )
+    parity: Parity | None = None
+    quality: Quality | None = None
+    details: dict[str, JsonValue] = Field(default_factory=dict, description="fused node counts, quantization, timings")
+
+
+class Manifest(Frozen):
+    """Everything that the other rooms know about a model."""
+
+    schema_: Literal["slipway.bundle/1"] = Field(default=SCHEMA, alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    version: int = Field(default=1, ge=1)
+    made: Provenance
+    task: Task
+    text: TextSpec
+    signature: Signature
+    scores: dict[str, dict[str, JsonValue]] = Field(default_factory=dict, description="dev, test, baseline …")
+    golden: FileRef
+    splits: dict[str, FileRef] = Field(default_factory=dict, description="dev, test and calibration rows, JSONL")
+    artifacts: dict[str, Artifact] = Field(default_factory=dict)
+    published: str = Field(default="", description="name of the artifact to serve; empty until export has passed")
+
+    @model_validator(mode="after")
+    def _published_exists(self) -> Self:
+        if self.published and self.published not in self.artifacts:
+            raise ValueError(f"published artifact {self.published!r} is not among the artifacts")
+        return self
+
+    def dumps(self) -> str:
+        """The manifest as the text of ``bundle.json``."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=2) + "\n"
+
+
+def parse_manifest(text: str, file: str | Path = "bundle.json") -> Manifest:
+    """Reads the text of a ``bundle.json``.
+
+    Raises:
+        ManifestInvalid: with the file and the first key that is wrong.
+    """
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ManifestInvalid(file, f"{where or 'document'}: {first['msg']}") from error

@@ -1,0 +1,73 @@
+"""A labelled row, and the JSONL files of rows that travel in a bundle (dev, test, calibration).
+
+`finetune.data` reads foreign formats into these rows; `export` reads them back to measure quality.
+Offsets are code points, end-exclusive, into ``text`` as given: ``text[start:end]`` is the entity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.errors import RowError
+from bundle.folder import write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """An entity of a text: ``text[start:end]``, code points, end-exclusive."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled text. A classifier's row has ``label``; a tagger's has ``entities``."""
+
+    text: str
+    label: str | None = None
+    pair: str | None = None
+    entities: tuple[Entity, ...] | None = None
+
+
+def row_to_json(row: Row) -> str:
+    """The row as one line of JSON."""
+    record: dict[str, object] = {"text": row.text}
+    if row.pair is not None:
+        record["pair"] = row.pair
+    if row.label is not None:
+        record["label"] = row.label
+    if row.entities is not None:
+        record["entities"] = [[entity.start, entity.end, entity.label] for entity in row.entities]
+    return json.dumps(record, ensure_ascii=False)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as JSONL, whole or not at all."""
+    write_atomic(path, "".join(row_to_json(row) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+        RowError: with the file and line.
+    """
+    with path.open(encoding="utf-8", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                record = json.loads(line)
+                entities = record.get("entities")
+                row = Row(
+                    record["text"],
+                    record.get("label"),
+                    record.get("pair"),
+                    None if entities is None else tuple(Entity(*entity) for entity in entities),
+                )
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RowError(path, number, f"not a row of a bundle: {error}") from error
+            yield row
