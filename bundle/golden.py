@@ -66,7 +66,7 @@ def read_golden(path: Path) -> list[Golden]:
     """
     rows: list[Golden] = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             record = json.loads(line)
             rows.append(
                 Golden(
