@@ -1,0 +1,202 @@
+"""``python -m loadtests run``: the command line of the load test."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@app.callback()
+def loadtests() -> None:
+    """Puts real load on a running gateway and measures what its callers see."""
+
+
+@app.command()
+def run(
+    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Model to ask; the first one served by default.")] = None,
+    users: Annotated[
+        int | None,
+        typer.Option(help="Callers of a closed loop (default 8), or most connections of an open loop (default 64)."),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(help="Open loop: requests per second, sent whether or not the gateway keeps up.")
+    ] = 0.0,
+    arrivals: Annotated[str, typer.Option(help="Gaps between the starts of an open loop: steady or poisson.")] = (
+        "steady"
+    ),
+    seconds: Annotated[float, typer.Option(help="Measured seconds, after the warm-up.")] = 30.0,
+    warmup: Annotated[float, typer.Option(help="Seconds of load before, not counted.")] = 3.0,
+    max_requests: Annotated[int, typer.Option(help="Stop after so many requests.")] = 200_000,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a request counts as failed.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 13,
+    short_share: Annotated[float, typer.Option(help="Share of requests that are one sentence, 0 to 1.")] = 0.7,
+    texts: Annotated[
+        Path | None, typer.Option(help="JSONL file of texts; the model's test split under artifacts/ by default.")
+    ] = None,
+    max_chars: Annotated[int, typer.Option(help="Leave out longer texts.")] = 5000,
+    max_error_share: Annotated[float, typer.Option(help="Exit with 1 when more requests fail, 0 to 1.")] = 0.01,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("artifacts/loadtest"),
+    publish: Annotated[
+        Path | None, typer.Option(help="Write the summary there too, such as docs/bench/loadtest-news.json.")
+    ] = None,
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The host is not this machine, but mine.")] = (
+        False
+    ),
+) -> None:
+    """Loads the gateway with a seeded mix of short and long real texts.
+
+    [bold]Closed loop[/bold] (default): each user sends its next request when the last one is answered.
+
+    [bold]Open loop[/bold] (--rate): requests start on a fixed schedule, and latency counts from the intended start.
+
+    Examples:
+
+      python -m loadtests run
+
+      python -m loadtests run --users 32 --seconds 60
+
+      python -m loadtests run --rate 40 --arrivals poisson --model news
+    """
+    from pydantic import ValidationError
+    from rich.console import Console
+
+    from loadtests.errors import LoadTestError
+    from loadtests.plan import CLOSED_USERS, OPEN_USERS, Plan, check_host
+    from loadtests.run import REPORT, ROWS, SUMMARY, default_texts, find_model, write_json
+    from loadtests.run import run as load
+
+    console = Console(highlight=False)
+    begun = time.monotonic()
+    try:
+        host = check_host(host, allow_remote=allow_remote)
+        found = find_model(host, model)
+        name = str(found["name"])
+        plan = Plan.model_validate(
+            {
+                "host": host,
+                "model": name,
+                "texts": (texts or default_texts(name)).resolve(),
+                "users": users if users is not None else OPEN_USERS if rate else CLOSED_USERS,
+                "rate": rate,
+                "arrivals": arrivals,
+                "seconds": seconds,
+                "warmup": warmup,
+                "max_requests": max_requests,
+                "timeout": timeout,
+                "seed": seed,
+                "short_share": short_share,
+                "max_chars": max_chars,
+            }
+        )
+        loop = f"{rate:g} requests/s, {arrivals}, at most {plan.users} connections" if rate else f"{plan.users} users"
+        console.print(f"reads   {texts or default_texts(name)}", soft_wrap=True, markup=False)
+        timing = f"{warmup:g} s warm-up + {seconds:g} s, seed {seed}"
+        console.print(f"loads   {host}{plan.url}, {loop}, {timing}", soft_wrap=True, markup=False)
+        with _Bar(console, plan.span) as bar:
+            summary = load(plan, found, out, bar.show)
+        if publish:
+            write_json(publish, summary)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        typer.echo(f"error: {option} {first.get('input')}: {first['msg']}", err=True)
+        raise typer.Exit(2) from error
+    except LoadTestError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("stopped; nothing was written", err=True)
+        raise typer.Exit(130) from error
+    console.print(latency_table(summary))
+    for line in sentences(summary):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(f"took    {time.monotonic() - begun:.1f} s")
+    share = summary["errors"]["share"]
+    failed = share > max_error_share or not summary["requests"]
+    if failed:
+        reason = f"{share:.2%} of the requests failed" if summary["requests"] else "no request was measured"
+        typer.echo(f"error: {reason}; allowed are {max_error_share:.2%}", err=True)
+    wrote = f"{out}/{{{SUMMARY},{ROWS},{REPORT}}}" + (f" and {publish}" if publish else "")
+    console.print(f"results are in {wrote}; open {out / REPORT} in a browser", soft_wrap=True, markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def latency_table(summary: dict[str, Any]) -> Table:
+    """The latencies of a summary as a table for the terminal."""
+    from rich.table import Table
+
+    open_loop = summary["mode"] == "open"
+    table = Table(title=f"Latency in ms{', from the intended start' if open_loop else ''}", title_justify="left")
+    table.add_column("requests")
+    for column in ("n", "p50", "p95", "p99", "max", "tokens (median)", "windows (median)"):
+        table.add_column(column, justify="right")
+    for kind, row in summary["latency"].items():
+        values = [row["p50_ms"], row["p95_ms"], row["p99_ms"], row["max_ms"]]
+        cells = ["—" if value is None else f"{value:.1f}" for value in values]
+        rest = ["—" if row[key] is None else str(row[key]) for key in ("median_tokens", "median_windows")]
+        table.add_row(kind, str(row["n"]), *cells, *rest)
+    return table
+
+
+def sentences(summary: dict[str, Any]) -> list[str]:
+    """The other figures of a summary, a line each."""
+    throughput, errors, hardware = summary["throughput"], summary["errors"], summary["hardware"]
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in errors["by_kind"].items())
+    speed = f"{throughput['requests_per_second']} requests/s, {throughput['tokens_per_second']} tokens/s"
+    lines = [
+        f"through {speed} over {summary['measured_seconds']} s",
+        f"errors  {errors['count']} of {summary['requests']} ({errors['share']:.2%}){f': {kinds}' if kinds else ''}",
+    ]
+    if summary["stages"]:
+        shares = ", ".join(f"{stage.replace('_', ' ')} {share:.0%}" for stage, share in summary["stages"].items())
+        lines.append(f"stages  {shares} of the callers' time")
+    if summary["waited_for_connection_ms"]:
+        waits = summary["waited_for_connection_ms"]
+        lines.append(f"waits   for a free connection: p50 {waits['p50_ms']} ms, p99 {waits['p99_ms']} ms")
+    left_out = summary["texts"]["left_out"]
+    lines.append(
+        f"texts   {summary['texts']['short']} short, {summary['texts']['long']} long; {left_out} longer than "
+        f"{summary['plan']['max_chars']} characters left out"
+    )
+    lines.append(
+        f"on      {hardware['cpu']}, {hardware['cores']} cores, of which the load generator used "
+        f"{summary['generator_cpu_cores']}; commit {summary['commit']}"
+    )
+    return lines
+
+
+class _Bar:
+    """The progress bar, fed with what the Locust process reports."""
+
+    def __init__(self, console: Any, span: float) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        self._task = self._progress.add_task("load", total=span, state="starting Locust")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, state: dict[str, Any]) -> None:
+        failed = sum(state["errors"].values())
+        text = f"{state['requests']} requests, {failed} errors"
+        self._progress.update(self._task, completed=state["elapsed"], state=text)
+
+
+if __name__ == "__main__":
+    app()
