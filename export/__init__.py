@@ -1,0 +1,6 @@
+"""Bundle → bundle → model repository: conversion, fusion, quantization, proof.
+
+Every step reads one artifact of a bundle and adds the next: ``paddle`` → ``paddle_static`` → ``onnx_fp32`` →
+``onnx_fused`` → ``onnx_int8``. After each, parity with the training framework is measured on the golden rows; at the
+end a gate decides what is served. Training belongs to `finetune`, answering requests to `serving`.
+"""

@@ -1,0 +1,176 @@
+"""Is a converted graph still the trained model? Names, dtypes, axes, shapes, values and labels, on the golden rows.
+
+Every conversion is compared with what the training framework said, not with the step before it, so that small
+errors cannot add up unseen. The tolerance that was applied is recorded; serving applies it again at start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bundle.encode import Encoder, pad
+from bundle.errors import BundleError, ParityFailed
+from bundle.folder import Bundle
+from bundle.golden import Golden, check_ids, compare, read_golden
+from bundle.manifest import Parity, Signature
+from bundle.predict import Predicted, Run, encode_rows, predict
+from bundle.rows import Row
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+REFERENCE = "paddle"
+# Float32 sums in another order; measured differences on these models are below 1e-5.
+FP32_TOLERANCE = 1e-4
+
+ONNX_TYPES = {
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+}
+
+
+class GoldenRows:
+    """The golden rows of a bundle, encoded once."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.encoder = Encoder.of(bundle)
+        self.rows: list[Golden] = read_golden(bundle.path(bundle.manifest.golden.file))
+        check_ids(self.rows, self.encoder)
+        self.encoded = encode_rows([Row(row.text, pair=row.pair) for row in self.rows], self.encoder)
+
+    def predict(self, run: Run, batch_tokens: int = 4096) -> list[Predicted]:
+        """The rows through a model, padded batches unless ``batch_tokens`` is 1."""
+        return predict(self.encoded, self.encoder, run, batch_tokens=batch_tokens)
+
+    def measure(self, name: str, found: Sequence[Predicted], tolerance: float | None = FP32_TOLERANCE) -> Parity:
+        """How far answers are from the golden rows.
+
+        Args:
+            tolerance: the bound on the largest difference of a logit; None derives it from what is measured
+                (see `rounding_tolerance`) and leaves the judgement to the quality gate.
+
+        Raises:
+            ParityFailed: a shape or a value is wrong.
+        """
+        manifest = self.bundle.manifest
+        try:
+            parity = compare(
+                self.rows,
+                found,
+                manifest.task,
+                manifest.text.pooling,
+                reference=REFERENCE,
+                tolerance=tolerance or 0.0,
+            )
+        except (BundleError, ValueError) as error:
+            raise ParityFailed(name, REFERENCE, str(error)) from error
+        if tolerance is None:
+            return parity.model_copy(update={"tolerance": rounding_tolerance(parity.max_abs)})
+        if not parity.max_abs <= tolerance:
+            raise ParityFailed(
+                name,
+                REFERENCE,
+                f"a logit differs by {parity.max_abs:.3g}, the tolerance is {tolerance:g} "
+                f"(mean difference {parity.mean_abs:.3g} over {parity.windows} windows)",
+            )
+        # Labels are recorded and not judged: within this tolerance only an exact tie can change one.
+        return parity
+
+
+def rounding_tolerance(max_abs: float) -> float:
+    """The bound that serving applies to a quantized graph.
+
+    An 8-bit graph differs from the trained model by design, so the bound cannot be 1e-4. Another CPU's kernels may
+    round a value to the neighbouring step, which moves the logits again by about as much: hence twice what was
+    measured here, and at least 0.1. Whether that is good enough is the gate's question, answered in labels.
+    """
+    return max(2 * max_abs, 0.1)
+
+
+def check_session(name: str, session: onnxruntime.InferenceSession, signature: Signature) -> None:
+    """Compares a graph's inputs and outputs with the manifest: names, dtypes, number of axes, free axes.
+
+    Raises:
+        ParityFailed: naming the first tensor that differs and both sides.
+    """
+    for kind, found, wanted in (
+        ("inputs", session.get_inputs(), signature.inputs),
+        ("outputs", session.get_outputs(), signature.outputs),
+    ):
+        names, expected = [item.name for item in found], [tensor.name for tensor in wanted]
+        if names != expected:
+            raise ParityFailed(name, "the manifest", f"{kind} are {names}, the manifest says {expected}")
+        for item, tensor in zip(found, wanted, strict=True):
+            if item.type != ONNX_TYPES[tensor.dtype]:
+                raise ParityFailed(name, "the manifest", f"{item.name} is {item.type}, not {tensor.dtype}")
+            shape: list[Any] = list(item.shape)
+            if len(shape) != len(tensor.shape):
+                raise ParityFailed(name, "the manifest", f"{item.name} has axes {shape}, not {list(tensor.shape)}")
+            for axis, (here, free) in enumerate(zip(shape, tensor.shape, strict=True)):
+                if free in ("windows", "tokens") and isinstance(here, int):
+                    raise ParityFailed(
+                        name, "the manifest", f"{item.name}: axis {axis} ({free}) is fixed at {here}, it must be free"
+                    )
+
+
+def check_axes(name: str, run: Run, golden: GoldenRows) -> None:
+    """Runs the graph at several batch sizes and lengths; each row's answer must not depend on them.
+
+    Raises:
+        ParityFailed: an axis is not free, a shape is wrong, or padding or neighbours leak into a row.
+    """
+    manifest = golden.bundle.manifest
+    labels, pad_id = len(manifest.task.labels), manifest.text.pad_id
+    window = golden.encoder.row(golden.encoded[0], 0)
+    alone = run(*pad([window], pad_id))[0]
+    longest = manifest.text.max_tokens
+    rng = np.random.default_rng(0)
+    for windows, tokens in ((1, len(window.ids)), (1, longest), (2, longest - 1), (5, max(len(window.ids), 9))):
+        ids = rng.integers(5, 5 + 20, (windows, tokens)).astype(np.int64)
+        types = np.zeros_like(ids)
+        ids[-1], types[-1] = pad_id, 0
+        ids[-1, : len(window.ids)] = window.ids
+        types[-1, : len(window.ids)] = window.types
+        try:
+            logits = run(ids, types)
+        except Exception as error:  # whatever the runtime raises, the axis is not free
+            raise ParityFailed(name, "the manifest", f"does not run at {windows} x {tokens}: {error}") from error
+        wanted = (windows, tokens, labels) if manifest.task.kind == "token-classification" else (windows, labels)
+        if logits.shape != wanted:
+            raise ParityFailed(name, "the manifest", f"{windows} x {tokens} gives shape {logits.shape}, not {wanted}")
+        here = logits[-1][: len(alone)] if logits.ndim == 3 else logits[-1]
+        worst = float(np.abs(here - alone).max())
+        if worst > FP32_TOLERANCE:
+            raise ParityFailed(
+                name,
+                "itself alone",
+                f"padded to {tokens} tokens in a batch of {windows}, a logit moves by {worst:.3g}",
+            )
+
+
+def check_onnx(name: str, path: Path | bytes, golden: GoldenRows, tolerance: float = FP32_TOLERANCE) -> Parity:
+    """The whole comparison for a float32 ONNX graph.
+
+    Raises:
+        ParityFailed: saying what differs.
+    """
+    from export.session import open_session, run_of
+
+    session = open_session(path)
+    signature = golden.bundle.manifest.signature
+    check_session(name, session, signature)
+    run = run_of(session, signature)
+    try:
+        found = golden.predict(run)
+    except Exception as error:  # ONNX Runtime has no error class of its own to catch
+        raise ParityFailed(name, REFERENCE, f"the graph does not run: {error}") from error
+    parity = golden.measure(name, found, tolerance)
+    check_axes(name, run, golden)
+    return parity

@@ -1,0 +1,221 @@
+"""Dynamic graph → static graph: PaddleNLP's checkpoint through ``paddle.jit`` to ``static/model.json`` + weights.
+
+Paddle is imported only in a process of its own (`python -m export.to_static JOB.json`), because its converters may
+abort a process and because it takes seconds and gigabytes. That process also runs the trained model itself on the
+golden rows and on a sample of dev rows, so that later steps have the training framework's answers to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle.decode import FloatArray
+from bundle.encode import Encoded, Encoder
+from bundle.errors import ExportError
+from bundle.folder import Bundle
+from bundle.manifest import Quality
+from bundle.predict import Predicted, Run, agreement, answers_of, encode_rows, metrics_of, predict
+from bundle.rows import Row, read_rows
+from export.artifact import adopt, is_current, source_of, workplace
+from export.journal import Journal
+from export.parity import FP32_TOLERANCE, GoldenRows
+
+NAME, SOURCE = "paddle_static", "paddle"
+GRAPH, WEIGHTS, ANSWERS = "static/model.json", "static/model.pdiparams", "static/answers.npz"
+# Dev rows that the training framework itself answers here; all of them would take minutes and prove little more.
+SAMPLE_ROWS = 64
+
+# The classes that may be built from a manifest: a name from a file must not choose freely what is constructed.
+ARCHITECTURES = tuple(
+    f"{base}For{head}Classification"
+    for base in ("Bert", "Ernie", "Roberta", "Electra")
+    for head in ("Sequence", "Token")
+)
+
+
+def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
+    """Adds the artifact ``paddle_static``.
+
+    Raises:
+        ExportError: an architecture that is not on the list, or no checkpoint.
+        ConversionFailed: Paddle failed or crashed.
+        ParityFailed: the trained model or the static graph does not give the golden logits.
+    """
+    manifest = bundle.manifest
+    checkpoint = source_of(bundle, SOURCE)
+    if manifest.made.architecture not in ARCHITECTURES:
+        raise ExportError(
+            f"{bundle.root}: cannot export {manifest.made.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+        )
+    settings = {"opset": "pir", "sample_rows": SAMPLE_ROWS, "tolerance": FP32_TOLERANCE}
+    if not force and is_current(bundle, NAME, SOURCE, settings):
+        journal.say("  up to date")
+        return bundle
+    golden = GoldenRows(bundle)
+    sample = sample_rows(bundle)
+    encoded = encode_rows(sample, golden.encoder)
+    with workplace(bundle, "static") as folder:
+        batches = folder / "batches.npz"
+        _write_batches(batches, [("golden", golden.encoded, 1), ("sample", encoded, 4096)], golden.encoder)
+        job = {
+            "architecture": manifest.made.architecture,
+            "checkpoint": str(bundle.path(checkpoint.file).parent.resolve()),
+            "inputs": [tensor.name for tensor in manifest.signature.inputs],
+            "folder": str(folder.resolve()),
+        }
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        journal.say("    Paddle loads the checkpoint, saves the static graph and answers the golden rows in both forms")
+        journal.worker("to_static", "export.to_static", [str((folder / "job.json").resolve())])
+        with np.load(folder / "answers.npz", allow_pickle=False) as answers:
+            dygraph = _replay(answers, "dygraph")
+            static = _replay(answers, "static")
+            golden.measure(SOURCE, golden.predict(dygraph, 1))
+            parity = golden.measure(NAME, golden.predict(static, 1))
+            reference = predict(encoded, golden.encoder, dygraph)
+            found = predict(encoded, golden.encoder, static)
+        quality = quality_of(bundle, sample, found, reference) if sample else None
+        save_answers(folder / "sample.npz", reference)
+        architecture = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
+        return adopt(
+            bundle,
+            NAME,
+            {
+                folder / "model.json": GRAPH,
+                folder / "model.pdiparams": WEIGHTS,
+                folder / "sample.npz": ANSWERS,
+            },
+            source=SOURCE,
+            settings=settings,
+            artifact_format="paddle-static",
+            parity=parity,
+            quality=quality,
+            details={"architecture": architecture},
+        )
+
+
+def sample_rows(bundle: Bundle, count: int = SAMPLE_ROWS) -> list[Row]:
+    """``count`` dev rows, evenly spread over the file; all of them where there are fewer."""
+    if "dev" not in bundle.manifest.splits:
+        return []
+    rows = list(read_rows(bundle.path(bundle.manifest.splits["dev"].file)))
+    picked = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [rows[index] for index in picked]
+
+
+def quality_of(
+    bundle: Bundle, rows: list[Row], found: list[Predicted], reference: list[Predicted] | None
+) -> Quality:
+    """Metrics on rows of the dev split, and agreement with reference answers to the same rows."""
+    task, pooling = bundle.manifest.task, bundle.manifest.text.pooling
+    return Quality(
+        split="dev",
+        rows=len(rows),
+        metrics=metrics_of(rows, found, task, pooling),
+        agreement=None
+        if reference is None
+        else agreement(answers_of(reference, task, pooling), answers_of(found, task, pooling)),
+    )
+
+
+def save_answers(path: Path, predicted: list[Predicted]) -> None:
+    """The logits of some rows, window by window, as an ``.npz``."""
+    arrays = {f"{row}.{window}": values for row, item in enumerate(predicted) for window, values in enumerate(item.logits)}
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub knows only allow_pickle
+
+
+def load_answers(bundle: Bundle, encoded: list[Encoded]) -> list[Predicted]:
+    """The training framework's answers to the sample of dev rows.
+
+    Raises:
+        ExportError: they are not there, or belong to other rows.
+    """
+    source_of(bundle, NAME)
+    try:
+        with np.load(bundle.path(ANSWERS), allow_pickle=False) as arrays:
+            return [
+                Predicted(item, [arrays[f"{row}.{window}"] for window in range(len(item.windows))])
+                for row, item in enumerate(encoded)
+            ]
+    except (OSError, KeyError, ValueError) as error:
+        raise ExportError(f"{bundle.path(ANSWERS)}: not the answers to these rows: {error}") from error
+
+
+def _write_batches(path: Path, groups: list[tuple[str, list[Encoded], int]], encoder: Encoder) -> None:
+    """Writes the padded batches that `predict` will ask for, in its order."""
+    arrays: dict[str, Any] = {}
+
+    def record(ids: Any, types: Any) -> FloatArray:
+        number = len(arrays) // 2
+        arrays[f"ids.{number}"], arrays[f"types.{number}"] = ids, types
+        return np.zeros((len(ids), 2), np.float32)
+
+    for _, encoded, batch_tokens in groups:
+        predict(encoded, encoder, record, batch_tokens=batch_tokens)
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def _replay(answers: Any, form: str) -> Run:
+    """The worker's logits as a model: `predict` asks for the same batches in the same order."""
+    position = 0
+
+    def run(ids: Any, types: Any) -> FloatArray:
+        nonlocal position
+        logits: FloatArray = answers[f"{form}.{position}"]
+        position += 1
+        return logits
+
+    return run
+
+
+def convert(job: dict[str, Any]) -> None:
+    """The worker: runs in a process of its own, where Paddle is imported."""
+    import paddle
+    from paddle.static import InputSpec
+    from paddlenlp import transformers
+
+    if job["architecture"] not in ARCHITECTURES:
+        raise SystemExit(f"{job['architecture']} is not on the list of architectures")
+    folder = Path(job["folder"])
+    model = getattr(transformers, job["architecture"]).from_pretrained(job["checkpoint"])
+    model.eval()
+    config = model.config
+    architecture = {
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "hidden": config.hidden_size,
+        "intermediate": config.intermediate_size,
+        "activation": config.hidden_act,
+        "pad_id": config.pad_token_id,
+        "positions": config.max_position_embeddings,
+    }
+    (folder / "architecture.json").write_text(json.dumps(architecture), encoding="utf-8")
+    with np.load(folder / "batches.npz", allow_pickle=False) as arrays:
+        batches = [(arrays[f"ids.{n}"], arrays[f"types.{n}"]) for n in range(len(arrays) // 2)]
+    answers: dict[str, Any] = {}
+
+    def answer(form: str, layer: Any) -> None:
+        with paddle.no_grad():
+            for number, (ids, types) in enumerate(batches):
+                logits = layer(paddle.to_tensor(ids), paddle.to_tensor(types))
+                # Some heads return a tuple where a tensor is expected.
+                answers[f"{form}.{number}"] = (logits[0] if isinstance(logits, (tuple, list)) else logits).numpy()
+
+    answer("dygraph", model)
+    spec = [InputSpec([None, None], "int64", name=name) for name in job["inputs"]]
+    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec), str(folder / "model"))
+    static = paddle.jit.load(str(folder / "model"))
+    static.eval()
+    answer("static", static)
+    with (folder / "answers.npz").open("wb") as stream:
+        np.savez(stream, **answers)
+
+
+if __name__ == "__main__":
+    convert(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
