@@ -1,0 +1,157 @@
+"""Bundle → Triton model repository: ``config.pbtxt`` from the manifest, the published graph, and the model script.
+
+Two flavours. ``python``: Triton's python backend runs ONNX Runtime through `export.triton_model`; this is what the
+Triton server from pip can run. ``onnxruntime``: the native backend that NVIDIA's container has and pip has not.
+What is served, and whether it still computes what the bundle promises, is for `serving` to check.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from bundle.errors import ExportError
+from bundle.folder import Bundle
+from bundle.manifest import Artifact, Manifest, Tensor
+
+Flavour = Literal["python", "onnxruntime"]
+
+# Most windows in one execution. Triton sends the gateway's calls together up to this many.
+MAX_BATCH = 64
+# How long Triton may hold a call back to run it together with others, in microseconds.
+QUEUE_DELAY = 500
+# Calls that may wait; beyond it Triton answers UNAVAILABLE, which the gateway turns into 503.
+QUEUE_SIZE = 256
+
+GRAPH = "model.onnx"
+_SCRIPT = Path(__file__).with_name("triton_model.py")
+_TYPES = {"int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+
+
+def config_pbtxt(
+    manifest: Manifest, *, backend: Flavour = "python", instances: int = 1, threads: int | None = None
+) -> str:
+    """The text of ``config.pbtxt`` for the published artifact.
+
+    Args:
+        backend: ``python`` for the server from pip, ``onnxruntime`` for NVIDIA's container.
+        instances: copies of the model that compute at the same time.
+        threads: intra-op threads of each copy; None lets the python flavour share the cores of the machine that
+            serves among its copies, and takes the cores of this machine for the native one.
+
+    Raises:
+        ExportError: the manifest publishes no artifact.
+    """
+    artifact = _published(manifest)
+    lines = [
+        f"# Written by `make export` from the bundle {manifest.name!r}; changes are lost at the next export.",
+        f'name: "{manifest.name}"',
+        *(['backend: "python"'] if backend == "python" else ['platform: "onnxruntime_onnx"', 'backend: "onnxruntime"']),
+        f"max_batch_size: {MAX_BATCH}",
+        *(_tensor("input", tensor, backend == "python") for tensor in manifest.signature.inputs),
+        *(_tensor("output", tensor, False, labels=True) for tensor in manifest.signature.outputs),
+        f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]",
+        f"version_policy {{ specific {{ versions: [ {manifest.version} ] }} }}",
+    ]
+    # The python flavour runs a window alone where that matters; the native backend can only not be given a batch.
+    if backend == "python" or artifact.batch_invariant:
+        lines += [
+            "dynamic_batching {",
+            f"  max_queue_delay_microseconds: {QUEUE_DELAY}",
+            f"  default_queue_policy {{ max_queue_size: {QUEUE_SIZE} }}",
+            "}",
+        ]
+    parameters = {
+        "format": manifest.published,
+        "graph_sha256": artifact.sha256,
+        "batch_invariant": "true" if artifact.batch_invariant else "false",
+    }
+    if backend == "python":
+        parameters |= {"pad_id": str(manifest.text.pad_id), "intra_op_threads": str(threads or 0)}
+    else:
+        parameters |= {
+            "intra_op_thread_count": str(threads or os.cpu_count() or 1),
+            "inter_op_thread_count": "1",
+            "execution_mode": "0",
+        }
+    lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
+    lines += [
+        "model_warmup [ {",
+        '  name: "one window"',
+        "  batch_size: 1",
+        *(
+            f'  inputs {{ key: "{tensor.name}" value {{ data_type: {_TYPES[tensor.dtype]} '
+            f"dims: [ {manifest.text.max_tokens} ] zero_data: true }} }}"
+            for tensor in manifest.signature.inputs
+        ),
+        "} ]",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_repository(
+    bundle: Bundle, repository: Path, *, backend: Flavour = "python", instances: int = 1, threads: int | None = None
+) -> Path:
+    """Writes or replaces the model's folder in a Triton repository, whole or not at all.
+
+    Args:
+        bundle: publishes the artifact to serve.
+        repository: folder of models; other models in it are left as they are.
+        backend, instances, threads: see `config_pbtxt`.
+
+    Returns:
+        the model's folder, ``<repository>/<name>``.
+
+    Raises:
+        ExportError: nothing is published.
+        BundleError: a file of the published artifact is missing or differs from its checksum.
+    """
+    manifest = bundle.manifest
+    artifact = _published(manifest)
+    config = config_pbtxt(manifest, backend=backend, instances=instances, threads=threads)
+    bundle.verify([manifest.published])
+    repository.mkdir(parents=True, exist_ok=True)
+    target = repository / manifest.name
+    with tempfile.TemporaryDirectory(dir=repository, prefix=f".{manifest.name}.") as scratch:
+        new = Path(scratch) / "new"
+        folder = new / str(manifest.version)
+        folder.mkdir(parents=True)
+        graph = bundle.path(artifact.file)
+        _place(graph, folder / GRAPH)
+        for companion in artifact.files:
+            # A graph names its weights relative to its own folder.
+            source = bundle.path(companion.file)
+            _place(source, folder / source.relative_to(graph.parent))
+        if backend == "python":
+            shutil.copyfile(_SCRIPT, folder / "model.py")
+        (new / "labels.txt").write_text("\n".join(manifest.task.labels) + "\n", encoding="utf-8")
+        (new / "config.pbtxt").write_text(config, encoding="utf-8")
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        new.rename(target)
+    return target
+
+
+def _published(manifest: Manifest) -> Artifact:
+    if not manifest.published:
+        raise ExportError(f"the bundle {manifest.name!r} publishes no artifact; run `make export`")
+    return manifest.artifacts[manifest.published]
+
+
+def _tensor(kind: str, tensor: Tensor, ragged: bool, *, labels: bool = False) -> str:
+    """One input or output block; the first axis is Triton's own batch axis and is not written."""
+    dims = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in tensor.shape[1:])
+    extra = (" allow_ragged_batch: true" if ragged else "") + (' label_filename: "labels.txt"' if labels else "")
+    return f'{kind} [ {{ name: "{tensor.name}" data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]{extra} }} ]'
+
+
+def _place(source: Path, target: Path) -> None:
+    """A second name for the file where the file system allows it, a copy elsewhere."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

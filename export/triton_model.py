@@ -1,0 +1,105 @@
+"""The script that Triton's python backend runs; `export.to_triton` copies it beside the graph as ``model.py``.
+
+It stands alone: the stub process has numpy and onnxruntime, nothing of Slipway. What it needs to know about the
+model comes from ``config.pbtxt``, which was written from the manifest.
+
+Triton hands over the calls that its batcher put together. Calls are of different lengths (ragged), so windows of
+like length are padded together, computed together, and cut apart again. Where the graph is not batch-invariant
+(dynamic quantization), each window is computed alone and at its true length: its answer must not depend on traffic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+# Padded tokens over real tokens of a group, at most: padding is computed for nothing.
+PADDING_BOUND = 1.25
+
+
+class TritonPythonModel:
+    """One instance: an ONNX Runtime session."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
+        threads = int(parameters["intra_op_threads"]) or int(os.environ.get("SLIPWAY_INTRA_OP_THREADS", "0"))
+        self.pad_id = int(parameters["pad_id"])
+        self.alone = parameters["batch_invariant"] == "false"
+        self.inputs = [item["name"] for item in config["input"]]
+        self.output = config["output"][0]["name"]
+        self.per_token = len(config["output"][0]["dims"]) == 2
+        self.dtype = pb_utils.triton_string_to_numpy(config["output"][0]["data_type"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or max(1, len(os.sched_getaffinity(0)) // instances)
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        # Per call and input: int64 (windows, tokens).
+        calls = [
+            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
+            for request in requests
+        ]
+        windows = [(call, row) for call, arrays in enumerate(calls) for row in range(len(arrays[0]))]
+        lengths = [self._length(calls[call][0][row]) for call, row in windows]
+        order = sorted(range(len(windows)), key=lambda index: lengths[index])
+        answers: list[list[Any]] = [[None] * len(arrays[0]) for arrays in calls]
+        for group in self._groups(order, lengths):
+            longest = lengths[group[-1]]
+            logits = self._run(calls, [windows[index] for index in group], longest)
+            for index, values in zip(group, logits):
+                call, row = windows[index]
+                answers[call][row] = values
+        return [self._response(arrays[0], rows) for arrays, rows in zip(calls, answers)]
+
+    def _length(self, ids: Any) -> int:
+        """Tokens of a window up to the last one that is not padding."""
+        real = np.flatnonzero(ids != self.pad_id)
+        return int(real[-1]) + 1 if len(real) else len(ids)
+
+    def _groups(self, order: list[int], lengths: list[int]) -> list[list[int]]:
+        """Cuts a length-sorted order where padding would cost more than `PADDING_BOUND`."""
+        groups: list[list[int]] = []
+        real = 0
+        for index in order:
+            length = lengths[index]
+            if groups and not self.alone and (len(groups[-1]) + 1) * length <= PADDING_BOUND * (real + length):
+                groups[-1].append(index)
+                real += length
+            else:
+                groups.append([index])
+                real = length
+        return groups
+
+    def _run(self, calls: list[list[Any]], windows: list[tuple[int, int]], longest: int) -> Any:
+        """Logits of some windows: float (windows, labels) or (windows, longest, labels)."""
+        tensors = {}
+        for place, name in enumerate(self.inputs):
+            # Only the ids are padded with the pad id; token types are 0 there, as everywhere else in Slipway.
+            batch = np.full((len(windows), longest), 0 if place else self.pad_id, dtype=calls[0][place].dtype)
+            for number, (call, row) in enumerate(windows):
+                values = calls[call][place][row, :longest]
+                batch[number, : len(values)] = values
+            tensors[name] = batch
+        return self.session.run([self.output], tensors)[0]
+
+    def _response(self, ids: Any, rows: list[Any]) -> Any:
+        """One call's answer, at the shape that the call came in."""
+        if self.per_token:
+            logits = np.zeros((len(rows), ids.shape[1], rows[0].shape[-1]), dtype=self.dtype)
+            for row, values in enumerate(rows):
+                length = min(len(values), ids.shape[1])
+                logits[row, :length] = values[:length]
+        else:
+            logits = np.stack(rows).astype(self.dtype, copy=False)
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(self.output, logits)])
