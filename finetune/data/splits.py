@@ -65,7 +65,7 @@ class Splits:
     report: SplitReport
 
 
-def split(rows: Sequence[Row], *, dev: float | int, test: float | int, seed: int) -> Splits:
+def split(rows: Sequence[Row], *, dev: float, test: float, seed: int) -> Splits:
     """Splits rows, each stratum in proportion.
 
     Args:
@@ -79,7 +79,7 @@ def split(rows: Sequence[Row], *, dev: float | int, test: float | int, seed: int
     Raises:
         DataError: a size is out of range, or nothing would be left for train.
     """
-    dev_count, test_count = _count_of("dev", dev, len(rows)), _count_of("test", test, len(rows))
+    dev_count, test_count = (_count_of("dev", dev, len(rows)), _count_of("test", test, len(rows)))
     if dev_count + test_count >= len(rows):
         raise DataError(f"{len(rows)} rows cannot give {dev_count} for dev and {test_count} for test and leave a train")
     strata = _shuffled_strata(rows, seed)
@@ -125,10 +125,10 @@ def sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     return [rows[place] for place in sorted(p for name, order in strata.items() for p in order[: taken[name]])]
 
 
-def _count_of(name: str, size: float | int, total: int) -> int:
+def _count_of(name: str, size: float, total: int) -> int:
     if isinstance(size, bool) or size < 0 or (isinstance(size, float) and size >= 1):
         raise DataError(f"{name} = {size!r}: give a share from 0 up to (not including) 1, or a number of rows")
-    return round(size * total) if isinstance(size, float) else size
+    return round(size * total) if isinstance(size, float) else int(size)
 
 
 def _shuffled_strata(rows: Sequence[Row], seed: int) -> dict[str, list[int]]:

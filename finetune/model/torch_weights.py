@@ -230,5 +230,5 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *_:
 def _parameter(data: object, *_: object) -> Array:
     """A parameter is the tensor that it wraps."""
     if not isinstance(data, np.ndarray):
-        raise ValueError("a parameter wraps something that is no tensor")
+        raise TypeError("a parameter wraps something that is no tensor")
     return data
