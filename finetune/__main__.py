@@ -1,0 +1,207 @@
+"""The command line of the finetune room: ``python -m finetune --help``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bundle.errors import BundleError, SlipwayError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Labelled rows → a fine-tuned ERNIE or BERT in a bundle.",
+    epilog="Examples: python -m finetune run news · python -m finetune run my.toml --form full",
+)
+console = Console(highlight=False)
+Out = Annotated[Path, typer.Option(help="Folder under which results go, as <out>/<recipe name>/.")]
+
+
+def say(sentence: str) -> None:
+    console.print(f"  {sentence}", markup=False)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
+    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
+    out: Out = Path("artifacts"),
+    force: Annotated[bool, typer.Option("--force", help="Train anew even if the bundle is up to date.")] = False,
+) -> None:
+    """Reads, trains (or resumes), evaluates, writes the bundle.
+
+    Example: python -m finetune run reviews
+    """
+    from finetune.prepare import prepare
+    from finetune.recipe import load
+    from finetune.save import up_to_date
+
+    started = time.monotonic()
+    if form not in ("quick", "full"):
+        raise SystemExit("--form must be quick or full")
+    chosen = load(recipe, form)  # type: ignore[arg-type]
+    folder = out / chosen.name
+    root, run_folder = folder / "bundle", folder / "run"
+    console.print(f"[bold]finetune {chosen.name}[/bold] ({form} form): {chosen.summary}")
+    prepared = prepare(chosen, say)
+    if force:
+        shutil.rmtree(run_folder, ignore_errors=True)
+    elif _is_current(root, prepared, up_to_date):
+        say(f"{root} is up to date with this recipe and data; nothing to do (FORCE=1 or --force trains anew)")
+        console.print(f"next: make export RECIPE={recipe}" + (" FORM=full" if form == "full" else ""))
+        return
+    _train_and_save(prepared, form, root, run_folder)
+    say(f"took {_minutes(time.monotonic() - started)} in all")
+    console.print(f"next: make export RECIPE={recipe}" + (" FORM=full" if form == "full" else ""))
+
+
+def _is_current(root: Path, prepared: Any, up_to_date: Any) -> bool:
+    try:
+        return bool(up_to_date(root, prepared))
+    except BundleError as error:
+        say(f"{error}; the bundle is made anew")
+        return False
+
+
+def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> None:
+    from rich.progress import Progress
+
+    from bundle.manifest import Quality
+    from finetune.baseline import tfidf_baselines
+    from finetune.evaluate import choose_pooling, evaluate, show, write
+    from finetune.save import save
+    from finetune.train import predict_rows, train
+
+    recipe, task = prepared.recipe, prepared.task
+    trained = train(prepared, run_folder, say)
+    say(
+        f"trained {trained.steps:,} of {trained.planned:,} steps in {_minutes(trained.seconds)}"
+        + (f" (resumed from step {trained.resumed_from:,})" if trained.resumed_from else "")
+        + f"; best watched dev {recipe.metric} {trained.best:.4f}"
+    )
+
+    def measured(name: str, rows: Any) -> Any:
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task(f"evaluating {name}", total=None)
+            return predict_rows(
+                trained.model, rows, prepared, lambda done, total: progress.update(bar, completed=done, total=total)
+            )
+
+    dev = measured("dev", prepared.dev_sample)
+    is_tagger = task.kind == "token-classification"
+    pooling, poolings = "mean", {}
+    if not is_tagger:
+        pooling, poolings = choose_pooling(prepared.dev_sample, dev, task, recipe.metric)
+        if recipe.text.pooling != "auto":
+            pooling = recipe.text.pooling
+        say(
+            "pooling on dev: "
+            + ", ".join(f"{how} {scores[recipe.metric]:.3f}" for how, scores in poolings.items())
+            + f" → {pooling}"
+        )
+    test = measured("test", prepared.test_sample)
+    buckets = recipe.text.length_buckets
+    on_dev = evaluate("dev", prepared.dev_sample, dev, task, pooling, buckets, len(prepared.dev))
+    on_test = evaluate("test", prepared.test_sample, test, task, pooling, buckets, len(prepared.test))
+    baselines = {} if is_tagger else tfidf_baselines(prepared.train, prepared.test_sample, task.labels)
+    show(on_test, baselines, console.print)
+    extra = {
+        "recipe": recipe.name,
+        "form": form,
+        "train_rows": len(prepared.train),
+        "train_seconds": round(trained.seconds, 1),
+        "steps": trained.steps,
+        "baselines": baselines,
+        "poolings_on_dev": poolings,
+        "history": trained.history,
+    }
+    for path in write(run_folder, [on_dev, on_test], extra, task.labels):
+        say(f"wrote {path}")
+    scores = {item.split: {"rows": item.rows, **item.metrics} for item in (on_dev, on_test)}
+    scores["train"] = {"rows": len(prepared.train), "seconds": round(trained.seconds, 1), "steps": trained.steps}
+    scores |= {f"baseline_{name}": {"rows": on_test.rows, **values} for name, values in baselines.items()}
+    bundle = save(
+        trained.model,
+        prepared,
+        root,
+        form=form,
+        pooling=pooling,
+        dev=dev,
+        scores=scores,
+        quality=Quality(split="dev", rows=on_dev.rows, metrics=on_dev.metrics),
+        predict=lambda rows: predict_rows(trained.model, rows, prepared),
+    )
+    size = sum(ref.bytes for ref in bundle.files()) / 1e6
+    say(f"wrote {root}: {len(list(bundle.files()))} files, {size:.0f} MB, and bundle.json")
+
+
+@app.command()
+def recipes() -> None:
+    """Lists the recipes that ship."""
+    from rich.table import Table
+
+    from finetune.recipe import load, shipped
+
+    table = Table(show_lines=True)
+    for column in ("recipe", "task", "base", "what it does"):
+        table.add_column(column)
+    for name in shipped():
+        recipe = load(name)
+        table.add_row(name, recipe.task, recipe.base.model, recipe.summary)
+    console.print(table)
+    console.print("next: make finetune RECIPE=name, or copy a file of finetune/recipes/ and change it")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A CSV, TSV, JSON, JSONL or CoNLL file of labelled rows.")],
+    text: Annotated[str, typer.Option(help="Column or key of the text.")] = "text",
+    label: Annotated[str, typer.Option(help="Column or key of the label.")] = "label",
+    pair: Annotated[str | None, typer.Option(help="Column or key of the second text.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Default: UTF-8, else GB18030.")] = None,
+) -> None:
+    """Reads a data file and lists every bad row with file:line and reason.
+
+    Example: python -m finetune check train.tsv --label class
+    """
+    from collections import Counter
+
+    from finetune.data.readers import ReadReport, read_file
+
+    report = ReadReport()
+    rows = read_file(file, text=text, label=label, pair=pair, encoding=encoding, policy="skip", report=report)
+    counts = Counter(row.label if row.entities is None else "(entities)" for row in rows)
+    for sentence in report.sentences():
+        say(sentence)
+    for name, count in counts.most_common():
+        say(f"{name}: {count:,} rows")
+    if report.skipped_count:
+        raise SystemExit(1)
+    console.print("next: name the file in a recipe ([data] train = …) and run `make finetune RECIPE=my.toml`")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is one clear sentence, not a traceback."""
+    try:
+        app()
+    except SlipwayError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; run the same command again to resume from the last checkpoint")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Base weights and heads: where they come from and how they become a PaddleNLP model."""

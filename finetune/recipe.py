@@ -1,0 +1,245 @@
+"""A recipe: everything that decides a training run, in one TOML file.
+
+A recipe has a quick form (what the file says) and may have a full form: the keys of its ``[full]`` table replace those
+of the quick one. Unknown and wrong keys are errors that name the file, the key and what would be allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bundle.decode import POOLINGS
+from bundle.errors import RecipeError
+from bundle.manifest import TaskKind
+
+SHIPPED = Path(__file__).parent / "recipes"
+Form = Literal["quick", "full"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Strict):
+    """Where the rows come from: a named dataset, or files of the user's own."""
+
+    dataset: str | None = Field(default=None, description="a named dataset that pip brings, see `python -m finetune data`")
+    train: str | None = Field(default=None, description="file of rows; relative paths start at the recipe's folder")
+    dev: str | float | int | None = Field(default=None, description="a file, a share of train, or a number of rows")
+    test: str | float | int | None = Field(default=None, description="a file, a share of train, or a number of rows")
+    format: Literal["csv", "tsv", "json", "jsonl", "conll"] | None = Field(default=None, description="default: by suffix")
+    encoding: str | None = Field(default=None, description="default: UTF-8, else GB18030")
+    text: str | int = "text"
+    label: str | int = "label"
+    pair: str | int | None = None
+    entities: str = "entities"
+    on_bad_row: Literal["error", "skip"] = "error"
+    rows: int | None = Field(default=None, ge=2, description="train on a stratified sample of this many rows")
+    dev_rows: int | None = Field(default=None, ge=2, description="measure dev on a stratified sample of this many rows")
+    test_rows: int | None = Field(default=None, ge=2, description="measure test on a stratified sample of this many rows")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset is None) == (self.train is None):
+            raise ValueError("give either `dataset` or `train`")
+        return self
+
+
+class Base(Strict):
+    """The encoder to start from."""
+
+    model: str = Field(description="a named pip asset, a local folder (Paddle or PyTorch weights) or a hub name")
+    licence: str | None = Field(default=None, description="licence of the weights, where the source does not tell it")
+
+
+def _known_pooling(value: str) -> str:
+    if value != "auto" and value not in POOLINGS:
+        raise ValueError(f"must be one of auto, {', '.join(POOLINGS)}")
+    return value
+
+
+class Text(Strict):
+    """How a text becomes windows."""
+
+    max_tokens: int = Field(default=256, ge=16, le=512, description="tokens in one window, [CLS] and [SEP] included")
+    overlap: int = Field(default=32, ge=0, description="tokens that two neighbouring windows share")
+    max_windows: int = Field(default=64, ge=1, description="windows of one text; a longer one is refused")
+    pooling: Annotated[str, AfterValidator(_known_pooling)] = Field(
+        default="auto", description="how windows' answers become one; auto takes what is best on dev"
+    )
+    length_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+
+
+class Train(Strict):
+    """How PaddleNLP's Trainer trains."""
+
+    epochs: float = Field(default=2.0, gt=0, description="passes over the rows; each pass reads one window of every row")
+    batch: int = Field(default=16, ge=1, description="windows in one step")
+    accumulate: int = Field(default=1, ge=1, description="steps whose gradients are added before an update")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the encoder")
+    head_learning_rate: float | None = Field(default=None, gt=0, description="peak rate of the new head; default: the same")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="default: as the base model was trained")
+    freeze_embeddings: bool = False
+    freeze_layers: int = Field(default=0, ge=0, description="lowest encoder layers that are not trained")
+    class_balance: float = Field(
+        default=0.0, ge=0, le=1, description="exponent of the loss weight (mean count / class count); 0 weighs all alike"
+    )
+    windows: Literal["first", "random", "head-heavy"] = Field(
+        default="head-heavy",
+        description="which window of a long row a pass reads: the first, any, or the first in half of the passes",
+    )
+    amp: Literal["off", "fp16", "bf16"] = Field(default="off", description="mixed precision; needs a GPU")
+    eval_every: float = Field(default=0.25, gt=0, le=1, description="share of the run between two dev evaluations")
+    patience: int = Field(default=3, ge=1, description="dev evaluations without a better score before the run stops")
+    metric: Literal["accuracy", "macro_f1", "f1"] | None = Field(default=None, description="what best means on dev")
+    watch_rows: int = Field(default=200, ge=2, description="dev rows measured while training; all of dev at the end")
+    seed: int = 13
+
+
+class Export(Strict):
+    """What an INT8 graph may lose before it is not published."""
+
+    max_drop: float = Field(default=0.01, ge=0, description="macro-F1 (taggers: F1) on dev, as a fraction")
+    min_agreement: float = Field(default=0.99, ge=0, le=1, description="share of dev rows answered as before")
+
+
+class Recipe(Strict):
+    """One training run. See the classes above for each table's keys."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    summary: str
+    expect: str = Field(default="", description="what the run should yield and how long it takes, in words")
+    task: TaskKind
+    data: Data
+    base: Base
+    text: Text = Text()
+    train: Train = Train()
+    export: Export = Export()
+
+    @property
+    def metric(self) -> str:
+        """The dev metric that decides which checkpoint is best."""
+        return self.train.metric or ("f1" if self.task == "token-classification" else "macro_f1")
+
+    def checksum(self) -> str:
+        """sha256 of the recipe's meaning, independent of comments and layout."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that ship, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a shipped recipe, or a path.
+
+    Raises:
+        RecipeError: neither.
+    """
+    known = shipped()
+    if name_or_path in known:
+        return known[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    close = difflib.get_close_matches(name_or_path, known, 1)
+    reason = "no such recipe or file" + (f"; did you mean {close[0]}?" if close else "")
+    raise RecipeError(name_or_path, "", reason, list(known))
+
+
+def load(name_or_path: str, form: Form = "quick") -> Recipe:
+    """Reads a recipe in one of its forms. The full form is named ``<name>-full``.
+
+    Raises:
+        RecipeError: unreadable, an unknown or wrong key, or no such form.
+    """
+    path = find(name_or_path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(path, "", f"not a TOML file: {error}") from error
+    full = table.pop("full", None)
+    if form == "full":
+        if not isinstance(full, dict):
+            raise RecipeError(path, "full", "this recipe has no full form")
+        table = _merged(table, full)
+        table["name"] = f"{table.get('name', path.stem)}-full"
+    table.setdefault("name", path.stem)
+    try:
+        recipe = Recipe.model_validate(table)
+        if isinstance(full, dict):  # a mistake in the other form is found now, not in a month
+            Recipe.model_validate(_merged(table, full))
+    except ValidationError as error:
+        raise _explain(path, error) from error
+    return _absolute(recipe, path.parent)
+
+
+def _merged(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(table)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """File names in a recipe are relative to it, so that it works from any directory."""
+    data = {
+        key: str((folder / value).resolve())
+        for key in ("train", "dev", "test")
+        if isinstance(value := getattr(recipe.data, key), str)
+    }
+    base = {}
+    local = folder / recipe.base.model
+    if local.is_dir():
+        base["model"] = str(local.resolve())
+    return recipe.model_copy(
+        update={"data": recipe.data.model_copy(update=data), "base": recipe.base.model_copy(update=base)}
+    )
+
+
+def _explain(path: Path, error: ValidationError) -> RecipeError:
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(parts)
+    model = _model_at(parts[:-1])
+    if first["type"] == "extra_forbidden" and model is not None:
+        allowed = list(model.model_fields)
+        close = difflib.get_close_matches(parts[-1], allowed, 1)
+        return RecipeError(path, key, "unknown key" + (f"; did you mean {close[0]}?" if close else ""), allowed)
+    if first["type"] == "missing":
+        return RecipeError(path, key, "this key is missing")
+    allowed = []
+    field = model.model_fields.get(parts[-1]) if model is not None else None
+    if first["type"] == "literal_error" and field is not None:
+        allowed = [str(value) for value in _literals(field.annotation)]
+    given = f", not {first['input']!r}" if not isinstance(first["input"], dict) else ""
+    return RecipeError(path, key, first["msg"].removeprefix("Value error, ") + given, allowed)
+
+
+def _literals(annotation: Any) -> list[Any]:
+    if getattr(annotation, "__origin__", None) is Literal:
+        return list(get_args(annotation))
+    return [value for part in get_args(annotation) for value in _literals(part)]
+
+
+def _model_at(parts: list[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] = Recipe
+    for part in parts:
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return None
+        model = field.annotation
+    return model

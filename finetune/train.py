@@ -1,0 +1,401 @@
+"""Prepared rows → a trained PaddleNLP model: PaddleNLP's Trainer does the training.
+
+What is added to it: batches planned ahead (`finetune.batches`), a loss with class weights, frozen lower layers, a
+rate of its own for the new head, and a dev evaluation that pools windows exactly as serving does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle.decode import token_labels
+from bundle.encode import Encoded, IntArray
+from bundle.folder import write_atomic
+from bundle.manifest import Pooling
+from bundle.predict import Predicted, Progress, encode_rows, metrics_of, predict
+from bundle.rows import Row
+from finetune.batches import Item, plan
+from finetune.machine import quiet_paddle
+from finetune.prepare import Prepared, Say
+
+# Padded tokens in one forward pass of an evaluation: enough to keep the cores busy, little enough to stay in cache.
+EVAL_TOKENS = 4096
+IGNORED = -100
+# While training, windows of a watched row are pooled by this; which pooling is best is decided at the end.
+WATCH_POOLING: Pooling = "mean"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and how it got there.
+
+    Attributes:
+        model: the PaddleNLP model, best dev checkpoint restored, in evaluation mode.
+        steps: optimizer updates made, of ``planned``.
+        seconds: of this process; a resumed run adds only its own part.
+        history: every logged point: step, loss, learning rate, or a dev evaluation.
+    """
+
+    model: Any
+    steps: int
+    planned: int
+    seconds: float
+    best: float
+    resumed_from: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(prepared: Prepared, run: Path, say: Say) -> Trained:
+    """Trains, or goes on with an interrupted training of the same recipe and data.
+
+    Args:
+        run: the run folder: checkpoints, VisualDL log, history.jsonl.
+    """
+    quiet_paddle()
+    import paddle
+
+    recipe, seed = prepared.recipe, prepared.recipe.train.seed
+    random.seed(seed)
+    np.random.seed(seed)
+    paddle.seed(seed)
+    encoded = encode_rows(prepared.train, prepared.encoder)
+    batches = plan(
+        [item.window_tokens.tolist() for item in encoded],
+        epochs=recipe.train.epochs,
+        batch=recipe.train.batch,
+        windows=recipe.train.windows,
+        seed=seed,
+    )
+    tokens = sum(int(encoded[row].window_tokens[window]) + 2 for batch in batches for row, window in batch)
+    say(
+        f"{len(prepared.train):,} rows, {sum(len(item.windows) for item in encoded):,} windows; the run reads "
+        f"{sum(map(len, batches)):,} of them, {tokens:,} tokens, in {len(batches):,} batches"
+    )
+    checkpoint = _checkpoint(prepared, run, say)
+    # The guard makes parameter names repeat, so that a second model in one process finds its optimizer state again.
+    with paddle.utils.unique_name.guard():
+        model = prepared.base.build(prepared.task.kind, len(prepared.task.labels), recipe.train.dropout)
+        frozen = freeze(model, prepared)
+        if frozen:
+            say(f"frozen: {frozen}")
+        trainer = _trainer(model, prepared, encoded, batches, run, say)
+        start = time.monotonic()
+        resumed = _step_of(checkpoint)
+        if checkpoint is not None:
+            say(f"resuming at step {resumed:,} of {len(batches) // recipe.train.accumulate:,}")
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model.eval()
+    return Trained(
+        model,
+        trainer.state.global_step,
+        trainer.state.max_steps,
+        time.monotonic() - start,
+        float(trainer.state.best_metric or 0.0),
+        resumed,
+        _read_history(run / "history.jsonl"),
+    )
+
+
+def predict_rows(model: Any, rows: list[Row], prepared: Prepared, progress: Progress | None = None) -> list[Predicted]:
+    """The model's logits for rows, in evaluation mode and without gradients."""
+    import paddle
+
+    def forward(ids: IntArray, types: IntArray) -> Any:
+        with paddle.no_grad():
+            return model(paddle.to_tensor(ids), token_type_ids=paddle.to_tensor(types)).numpy().astype(np.float32)
+
+    was_training = model.training
+    model.eval()
+    try:
+        encoded = encode_rows(rows, prepared.encoder)
+        return predict(encoded, prepared.encoder, forward, batch_tokens=EVAL_TOKENS, progress=progress)
+    finally:
+        if was_training:
+            model.train()
+
+
+def freeze(model: Any, prepared: Prepared) -> str:
+    """Stops the gradient of the embeddings and lowest layers that the recipe freezes; says which.
+
+    Layers are frozen from below, where features are general; a frozen layer above a trained one would save nothing.
+    """
+    settings = prepared.recipe.train
+    layers = settings.freeze_layers
+    embeddings = settings.freeze_embeddings or layers > 0
+    count = 0
+    for name, parameter in model.named_parameters():
+        _, _, inner = name.partition(".")
+        in_layer = inner.startswith("encoder.layers.") and int(inner.split(".")[2]) < layers
+        if (embeddings and inner.startswith("embeddings.")) or in_layer:
+            parameter.stop_gradient = True
+            count += int(np.prod(parameter.shape))
+    if not count:
+        return ""
+    what = "embeddings" + (f" and the lowest {layers} of {prepared.base.config['num_hidden_layers']} layers" if layers else "")
+    return f"{what}, {count / 1e6:.1f} M parameters"
+
+
+class _Windows:
+    """The training set as the Trainer sees it: one item is one (row, window)."""
+
+    def __init__(self, prepared: Prepared, encoded: list[Encoded]) -> None:
+        self.prepared, self.encoded = prepared, encoded
+        self.tagger = prepared.task.kind == "token-classification"
+        index = {label: number for number, label in enumerate(prepared.task.labels)}
+        if self.tagger:
+            self.gold: list[Any] = [
+                token_labels(item, [(e.start, e.end, e.label) for e in row.entities or ()], prepared.task)
+                for item, row in zip(encoded, prepared.train, strict=True)
+            ]
+        else:
+            self.gold = [index[row.label or ""] for row in prepared.train]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, item: Item) -> tuple[IntArray, IntArray, Any]:
+        row, window = item
+        encoded = self.encoded[row]
+        inputs = self.prepared.encoder.row(encoded, window)
+        if not self.tagger:
+            return inputs.ids, inputs.types, self.gold[row]
+        labels = np.full(len(inputs.ids), IGNORED, dtype=np.int64)
+        place = encoded.windows[window]
+        labels[inputs.content] = self.gold[row][place.first : place.last]
+        return inputs.ids, inputs.types, labels
+
+    def collate(self, items: list[tuple[IntArray, IntArray, Any]]) -> dict[str, Any]:
+        """int64 input_ids and token_type_ids (batch, longest); labels (batch,) or (batch, longest)."""
+        longest = max(len(ids) for ids, _, _ in items)
+        ids = np.full((len(items), longest), self.prepared.encoder.spec.pad_id, dtype=np.int64)
+        types = np.zeros((len(items), longest), dtype=np.int64)
+        labels = np.full((len(items), longest) if self.tagger else (len(items),), IGNORED, dtype=np.int64)
+        for place, (own, kinds, gold) in enumerate(items):
+            ids[place, : len(own)] = own
+            types[place, : len(own)] = kinds
+            if self.tagger:
+                labels[place, : len(own)] = gold
+            else:
+                labels[place] = gold
+        return {"input_ids": ids, "token_type_ids": types, "labels": labels}
+
+
+def class_weights(rows: list[Row], prepared: Prepared) -> list[float] | None:
+    """Loss weight of each class: (mean count / count) ** class_balance, scaled to a mean of 1 over the rows."""
+    exponent = prepared.recipe.train.class_balance
+    if not exponent or prepared.task.kind == "token-classification":
+        return None
+    counts = Counter(row.label or "" for row in rows)
+    sizes = np.array([max(counts[label], 1) for label in prepared.task.labels], dtype=np.float64)
+    weights = (sizes.mean() / sizes) ** exponent
+    scaled = weights * sizes.sum() / (weights * sizes).sum()
+    return [float(value) for value in scaled]
+
+
+def _trainer(
+    model: Any, prepared: Prepared, encoded: list[Encoded], batches: list[list[Item]], run: Path, say: Say
+) -> Any:
+    import paddle
+    from paddlenlp.trainer import EarlyStoppingCallback, Trainer, TrainingArguments
+    from paddlenlp.trainer.trainer_callback import PrinterCallback, ProgressCallback
+
+    from finetune.watch import Watch
+
+    settings, metric = prepared.recipe.train, prepared.recipe.metric
+    windows = _Windows(prepared, encoded)
+    updates = max(1, len(batches) // settings.accumulate)
+    every = max(1, math.ceil(updates * settings.eval_every))
+    on_gpu = paddle.device.get_device() != "cpu"
+    if settings.amp != "off" and not on_gpu:
+        say(f"train.amp = {settings.amp!r} needs a GPU; training in fp32")
+    amp = settings.amp if on_gpu else "off"
+    weights = class_weights(prepared.train, prepared)
+    loss_weight = None if weights is None else paddle.to_tensor(weights, dtype="float32")
+    arguments = TrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        logging_dir=str(run / "visualdl"),
+        num_train_epochs=1,  # the plan already holds every pass
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.clip,
+        lr_scheduler_type=settings.schedule,
+        warmup_ratio=settings.warmup,
+        weight_decay=settings.weight_decay,
+        logging_strategy="steps",
+        logging_steps=max(1, updates // 50),
+        evaluation_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{metric}",
+        greater_is_better=True,
+        fp16=amp == "fp16",
+        bf16=amp == "bf16",
+        fp16_opt_level="O1",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        report_to=["visualdl"],
+        disable_tqdm=True,
+        skip_memory_metrics=True,
+        device="gpu" if on_gpu else "cpu",
+        dataloader_num_workers=0,
+    )
+
+    class WindowTrainer(Trainer):  # type: ignore[misc]
+        """PaddleNLP's Trainer over planned windows."""
+
+        def get_train_dataloader(self) -> Any:
+            return paddle.io.DataLoader(
+                windows, batch_sampler=_Planned(batches), collate_fn=windows.collate, num_workers=0, return_list=True
+            )
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+            labels = inputs["labels"]
+            logits = model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
+            loss = paddle.nn.functional.cross_entropy(
+                logits.reshape([-1, logits.shape[-1]]).astype("float32"),
+                labels.reshape([-1]),
+                weight=loss_weight,
+                ignore_index=IGNORED,
+            )
+            return (loss, logits) if return_outputs else loss
+
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            predicted = predict_rows(self.model, prepared.dev_watch, prepared)
+            scores = metrics_of(prepared.dev_watch, predicted, prepared.task, WATCH_POOLING)
+            metrics = {f"eval_{name}": value for name, value in scores.items()}
+            metrics["eval_loss"] = dev_loss(prepared, predicted)
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    scheduler = _schedule(settings.schedule, settings.learning_rate, settings.warmup, updates)
+    trainer = WindowTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=windows,
+        eval_dataset=prepared.dev_watch,
+        data_collator=windows.collate,
+        callbacks=[
+            Watch(run, prepared, tokens_per_batch=[_tokens(batch, encoded) for batch in batches], say=say),
+            EarlyStoppingCallback(early_stopping_patience=settings.patience),
+        ],
+        optimizers=(_optimizer(model, prepared, scheduler), scheduler),
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    return trainer
+
+
+def _tokens(batch: list[Item], encoded: list[Encoded]) -> int:
+    return sum(int(encoded[row].window_tokens[window]) + 2 for row, window in batch)
+
+
+class _Planned:
+    """A batch sampler that hands out the plan."""
+
+    def __init__(self, batches: list[list[Item]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def dev_loss(prepared: Prepared, predicted: list[Predicted]) -> float:
+    """Mean cross-entropy over the watched rows' windows (taggers: over their tokens)."""
+    losses: list[float] = []
+    index = {label: number for number, label in enumerate(prepared.task.labels)}
+    for row, answer in zip(prepared.dev_watch, predicted, strict=True):
+        logits = np.concatenate([np.atleast_2d(values) for values in answer.logits]).astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        if prepared.task.kind == "token-classification":
+            gold = token_labels(answer.encoded, [(e.start, e.end, e.label) for e in row.entities or ()], prepared.task)
+            places = np.concatenate([gold[w.first : w.last] for w in answer.encoded.windows])
+        else:
+            places = np.full(len(logits), index[row.label or ""])
+        losses.append(float(-log_probabilities[np.arange(len(places)), places].mean()))
+    return float(np.mean(losses))
+
+
+def _schedule(kind: str, rate: float, warmup: float, updates: int) -> Any:
+    from paddlenlp.trainer.trainer_utils import get_scheduler
+
+    names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+    return get_scheduler(
+        names[kind],
+        learning_rate=rate,
+        num_warmup_steps=math.ceil(updates * warmup),
+        num_training_steps=updates,
+    )
+
+
+def _optimizer(model: Any, prepared: Prepared, scheduler: Any) -> Any:
+    """AdamW; the new head may have a rate of its own; norms and biases do not decay."""
+    import paddle
+
+    settings = prepared.recipe.train
+    encoder, head, decayed = [], [], set()
+    for name, parameter in model.named_parameters():
+        if parameter.stop_gradient:
+            continue
+        (head if name.startswith("classifier") else encoder).append(parameter)
+        if not any(part in name for part in ("bias", "norm")):
+            decayed.add(parameter.name)
+    ratio = (settings.head_learning_rate or settings.learning_rate) / settings.learning_rate
+    groups = [{"params": head, "learning_rate": ratio}]
+    if encoder:
+        groups.insert(0, {"params": encoder, "learning_rate": 1.0})
+    return paddle.optimizer.AdamW(
+        learning_rate=scheduler,
+        parameters=groups,
+        weight_decay=settings.weight_decay,
+        apply_decay_param_fun=decayed.__contains__,
+        grad_clip=paddle.nn.ClipGradByGlobalNorm(settings.clip) if settings.clip else None,
+    )
+
+
+def _checkpoint(prepared: Prepared, run: Path, say: Say) -> Path | None:
+    """The last whole checkpoint of the same recipe and data; another run's checkpoints are removed."""
+    run.mkdir(parents=True, exist_ok=True)
+    mark = run / "run.json"
+    wanted = {"recipe_sha256": prepared.recipe.checksum(), "data_sha256": prepared.data_sha256}
+    known = json.loads(mark.read_text()) if mark.is_file() else None
+    folder = run / "checkpoints"
+    if known != wanted:
+        if folder.is_dir():
+            say(f"recipe or data changed: the checkpoints in {folder} are dropped")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(run / "visualdl", ignore_errors=True)
+        (run / "history.jsonl").unlink(missing_ok=True)
+        write_atomic(mark, json.dumps(wanted))
+        return None
+    # trainer_state.json is the first file of a checkpoint to be written, rng_state and the scheduler the last.
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "scheduler.pdparams").is_file()]
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
