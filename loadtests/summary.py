@@ -33,9 +33,11 @@ def summarise(rows: Sequence[Sent], plan: Plan) -> dict[str, Any]:
     """
     measured = [row for row in rows if not row.warmup]
     right = [row for row in measured if not row.error]
-    last = max((row.end for row in rows), default=0.0)
-    window = max(min(plan.span, last) - plan.warmup, 0.0)
-    ended = [row for row in rows if not row.error and plan.warmup <= row.end <= plan.span]
+    end = plan.span
+    if len(rows) >= plan.max_requests:
+        end = min(end, max(row.end for row in rows))
+    window = max(end - plan.warmup, 0.0)
+    ended = [row for row in rows if not row.error and plan.warmup <= row.end <= end]
     kinds = Counter(row.error for row in measured if row.error)
     return {
         "requests": len(measured),

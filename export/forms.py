@@ -1,0 +1,285 @@
+"""Every form of a bundle's model, each in a process of its own that answers and times batches.
+
+`export.bench` decides what is sent. Processes keep the runtimes apart: their threads, their memory, their
+environment variables, and a crash of one is not the end of the others.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from bundle.errors import ExportError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    from bundle.decode import FloatArray
+    from bundle.encode import IntArray
+    from bundle.folder import Bundle
+    from bundle.manifest import Artifact
+
+# Forms that are not simply an ONNX graph: name → artifact.
+PADDLE = {
+    "paddle_dygraph": "paddle",
+    "paddle_inference": "paddle_static",
+    "paddle_inference_onednn": "paddle_static",
+}
+# Importing Paddle and PaddleNLP takes a quarter of a minute, more on a busy machine.
+OPEN_SECONDS = 300.0
+
+
+@dataclass
+class Candidate:
+    """A form of the model in a process of its own."""
+
+    name: str
+    artifact: Artifact
+    process: BaseProcess
+    pipe: Connection
+    log: Path
+    load_seconds: float = 0.0
+    max_abs: float = 0.0
+    tolerance: float = 0.0
+    # Seconds per token of the last cell, from which the next one's cost is guessed.
+    pace: float = 0.0
+
+    def time(self, ids: IntArray, types: IntArray) -> tuple[float, FloatArray]:
+        """Seconds and logits of one call.
+
+        Raises:
+            ExportError: the process died or the runtime failed.
+        """
+        try:
+            self.pipe.send((ids, types))
+            answer = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise ExportError(f"{self.name}: its process died: {_last_line(self.log)}") from error
+        if isinstance(answer, str):
+            raise ExportError(f"{self.name}: {answer}")
+        seconds, logits = answer
+        return seconds, logits
+
+    def run(self, ids: IntArray, types: IntArray) -> FloatArray:
+        """Logits of one call."""
+        return self.time(ids, types)[1]
+
+    def close(self) -> None:
+        """Ends the process."""
+        try:
+            self.pipe.send(None)
+        except OSError:
+            pass  # it is dead already
+        self.pipe.close()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def open_paddle(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """The trained model as PaddleNLP runs it."""
+    import paddle
+    from paddlenlp import transformers
+
+    from export.to_static import ARCHITECTURES
+
+    if job["architecture"] not in ARCHITECTURES:
+        raise ExportError(f"{job['architecture']} is not on the list of architectures")
+    model = getattr(transformers, job["architecture"]).from_pretrained(str(Path(job["file"]).parent))
+    model.eval()
+
+    def run(ids: Any, types: Any) -> Any:
+        with paddle.no_grad():
+            logits = model(paddle.to_tensor(ids), paddle.to_tensor(types))
+        # Some heads return a tuple where a tensor is expected.
+        return (logits[0] if isinstance(logits, (tuple, list)) else logits).numpy()
+
+    return run
+
+
+def open_paddle_inference(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """The static graph in Paddle Inference, with oneDNN kernels or without."""
+    from paddle import inference
+
+    config = inference.Config(job["file"], job["weights"])
+    config.disable_gpu()
+    config.set_cpu_math_library_num_threads(job["threads"])
+    # The order matters: memory optimisation of a PIR graph needs the new executor.
+    config.enable_new_ir(True)
+    config.enable_new_executor(True)
+    config.enable_memory_optim()
+    if job["onednn"]:
+        config.enable_mkldnn()
+        # One set of kernels per input shape; fewer places than shapes would build them anew at each call.
+        config.set_mkldnn_cache_capacity(64)
+    else:
+        config.disable_mkldnn()
+    predictor = inference.create_predictor(config)
+    handles = [predictor.get_input_handle(name) for name in job["inputs"]]
+    output = predictor.get_output_handle(predictor.get_output_names()[0])
+
+    def run(*arrays: Any) -> Any:
+        for handle, array in zip(handles, arrays, strict=True):
+            handle.copy_from_cpu(array)
+        predictor.run()
+        return output.copy_to_cpu()
+
+    return run
+
+
+def open_onnx(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """A graph in ONNX Runtime."""
+    from export.session import open_session
+
+    session = open_session(Path(job["file"]), job["threads"])
+
+    def run(*arrays: Any) -> Any:
+        return session.run([job["output"]], dict(zip(job["inputs"], arrays, strict=True)))[0]
+
+    return run
+
+
+OPENERS = {"paddle": open_paddle, "paddle-static": open_paddle_inference, "onnx": open_onnx}
+
+
+def stand(pipe: Connection, job: dict[str, Any]) -> None:
+    """The life of a candidate's process: open the model, then time each batch that comes through the pipe."""
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        run = OPENERS[job["format"]](job)
+    except Exception as error:  # noqa: BLE001  # whatever a runtime raises is the reason to tell
+        pipe.send(_one_line(error))
+        return
+    pipe.send(True)
+    while (batch := pipe.recv()) is not None:
+        try:
+            start = time.perf_counter()
+            logits = run(*batch)
+            answer: object = (time.perf_counter() - start, logits)
+        except Exception as error:  # noqa: BLE001
+            answer = _one_line(error)
+        pipe.send(answer)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        lines = []
+    return next((line[:300] for line in reversed(lines) if line), "it said nothing")
+
+
+def environment_of(threads: int) -> dict[str, str]:
+    """Environment variables that give Paddle as many threads as ONNX Runtime, and its fast path on AMD.
+
+    They are read when Paddle is loaded, so they must be set before its process starts. Paddle's own default is one
+    thread. ``KMP_BLOCKTIME`` (milliseconds) ends the spinning of its idle threads, which would otherwise burn the
+    cores while the next candidate is timed.
+    """
+    from export.journal import is_amd
+
+    count = str(threads)
+    wanted = {
+        "OMP_NUM_THREADS": count,
+        "FLAGS_paddle_num_threads": count,
+        "KMP_BLOCKTIME": "1",
+        "GLOG_minloglevel": "2",
+    }
+    return wanted | ({"MKL_DEBUG_CPU_TYPE": "5"} if is_amd() else {})
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+class Stand:
+    """Starts candidates and ends them all, whatever happens."""
+
+    def __init__(self, bundle: Bundle, threads: int, folder: Path) -> None:
+        self.bundle, self.threads, self.folder = bundle, threads, folder
+        self.candidates: list[Candidate] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for candidate in self.candidates:
+            candidate.close()
+
+    def start(self, names: Sequence[str]) -> dict[str, str]:
+        """Starts candidates in processes of their own, all at once, and waits until each has opened its model.
+
+        Returns:
+            those that could not be started, with the reason.
+        """
+        from multiprocessing import get_context
+
+        spawn = get_context("spawn")
+        manifest, lost = self.bundle.manifest, {}
+        begun = time.perf_counter()
+        with _environment(environment_of(self.threads)):
+            for name in names:
+                artifact = manifest.artifacts.get(PADDLE.get(name, name))
+                if artifact is None:
+                    lost[name] = f"the bundle has no artifact {PADDLE.get(name, name)!r}"
+                    continue
+                weights = [ref.file for ref in artifact.files if ref.file.endswith(".pdiparams")]
+                log = self.folder / f"{name}.log"
+                job = {
+                    "format": artifact.format,
+                    "file": str(self.bundle.path(artifact.file)),
+                    "weights": str(self.bundle.path(weights[0])) if weights else "",
+                    "architecture": manifest.made.architecture,
+                    "inputs": [tensor.name for tensor in manifest.signature.inputs],
+                    "output": manifest.signature.outputs[0].name,
+                    "threads": self.threads,
+                    "onednn": name.endswith("_onednn"),
+                    "log": str(log),
+                }
+                here, there = spawn.Pipe()
+                process = spawn.Process(target=stand, args=(there, job), name=f"bench-{name}", daemon=True)
+                process.start()
+                there.close()
+                self.candidates.append(Candidate(name, artifact, process, here, log))
+        for candidate in list(self.candidates):
+            try:
+                left = OPEN_SECONDS - (time.perf_counter() - begun)
+                answer = (
+                    candidate.pipe.recv() if candidate.pipe.poll(max(left, 0)) else f"no answer in {OPEN_SECONDS} s"
+                )
+            except (EOFError, OSError):
+                answer = f"its process died: {_last_line(candidate.log)}"
+            candidate.load_seconds = time.perf_counter() - begun
+            if answer is not True:
+                lost[candidate.name] = answer
+                self.drop(candidate)
+        return lost
+
+    def drop(self, candidate: Candidate) -> None:
+        """Ends one candidate."""
+        self.candidates.remove(candidate)
+        candidate.close()
