@@ -513,7 +513,7 @@ def latency_table(result: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(title="Median (p99) ms, × speed of onnx_fp32", title_justify="left")
-    table.add_column("form")
+    table.add_column("form", no_wrap=True)
     for cell in result["cells"]:
         rounds = max(figures["n"] for figures in cell["results"].values())
         table.add_column(f"{cell['label']}\nn={rounds}", justify="right")

@@ -1,0 +1,287 @@
+"""Puts measured figures into README.md and docs: ``python docs/tables.py`` after a bench, a load test, a training.
+
+Rewrites what stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` from results files, so that no figure
+is typed by hand. NAME is ``bench`` (docs/bench/latency-*.json), ``results`` (docs/results/*.json) or ``loadtest``
+(docs/bench/loadtest-*.json). ``--check`` writes nothing and exits with 1 when a document is stale. Needs only Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+NOTHING = "—"
+_REGION = re.compile(r"<!-- table:([\w-]+) -->\n.*?<!-- /table:\1 -->", re.DOTALL)
+_MARK = re.compile(r"<!-- (/?)table:([\w-]+) -->")
+
+
+class TablesError(Exception):
+    """A document's markers or a results file are wrong; the sentence names the file."""
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def dig(record: Any, *keys: str) -> Any:
+    """A value inside nested objects, None where a key is missing."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def number(value: Any, digits: int = 1, unit: str = "") -> str:
+    """A figure with so many decimals and its unit, a dash where there is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return NOTHING
+    return f"{value:,.{digits}f}{unit}"
+
+
+def share(value: Any, digits: int = 1) -> str:
+    """0.991 → 99.1%."""
+    return number(value * 100, digits, "%") if isinstance(value, (int, float)) else NOTHING
+
+
+def text(value: Any) -> str:
+    """Any value as one cell's text."""
+    return NOTHING if value is None or value == "" else str(value)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(content: str) -> str:
+    return " ".join(content.replace("|", "\\|").split())
+
+
+def machine(record: dict[str, Any]) -> str:
+    """The machine of a record, as one phrase; older files have plain text there."""
+    hardware = record.get("hardware")
+    if not isinstance(hardware, dict):
+        return text(hardware)
+    isa = ", ".join(hardware.get("isa") or [])
+    return f"{text(hardware.get('cpu'))}, {text(hardware.get('cores'))} cores" + (f" ({isa})" if isa else "")
+
+
+def origin(record: dict[str, Any], command: str) -> str:
+    """Which command printed the figures, when, where and from which commit."""
+    made = record.get("command") or command
+    day = text(record.get("created"))[:10]
+    return f"`{made}`, {day}, commit {text(record.get('commit'))}, {machine(record)}"
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def bench_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """One table per bundle: forms of the model × shapes; median, p99, and speed relative to the converted graph."""
+    parts = []
+    for _, record in records:
+        cells = record.get("cells") or []
+        reference = record.get("reference", "onnx_fp32")
+        names = list(record.get("candidates") or {})
+        head = [f"`{text(record.get('bundle'))}`, ms", *(text(cell.get("label")) for cell in cells)]
+        rows = [
+            [f"`{name}`", *(_timing(dig(cell, "results", name), name, reference) for cell in cells)] for name in names
+        ]
+        counts = [dig(cell, "results", name, "n") for cell in cells for name in names]
+        known = [count for count in counts if isinstance(count, int)]
+        rounds = f"{min(known)} to {max(known)} rounds" if known else "no rounds"
+        lines = [
+            table(head, rows),
+            "",
+            (
+                f"Median, in brackets p99, then speed relative to `{reference}`. Columns: windows × tokens per call; "
+                f"`real text` is one window at a time as the golden rows have them. {text(record.get('threads'))} "
+                f"threads for every form, {rounds}, interleaved; with fewer than 100 rounds p99 is the slowest."
+            ),
+        ]
+        if skipped := record.get("skipped"):
+            lines += ["", f"Left out as too slow: {_skipped(skipped)}."]
+        if missing := record.get("left_out"):
+            lines += ["", "Not timed: " + "; ".join(f"`{name}` ({reason})" for name, reason in missing.items()) + "."]
+        lines += ["", f"Printed by {origin(record, 'make bench')}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _timing(figures: Any, name: str, reference: str) -> str:
+    if not isinstance(figures, dict):
+        return NOTHING
+    ratio = "" if name == reference else f" {number(figures.get('speedup'), 2, '×')}".replace(f" {NOTHING}", "")
+    return f"{number(figures.get('median_ms'))} ({number(figures.get('p99_ms'))}){ratio}"
+
+
+def _skipped(skipped: Sequence[dict[str, Any]]) -> str:
+    places: dict[str, list[str]] = {}
+    for item in skipped:
+        places.setdefault(text(item.get("label")), []).append(f"`{text(item.get('candidate'))}`")
+    return "; ".join(f"{label}: {', '.join(names)}" for label, names in places.items())
+
+
+def results_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Quality per recipe: the trained model beside its baseline, and what INT8 keeps of it."""
+    head = ["recipe", "test rows", "trained model", "baseline", "INT8", "INT8 answers as trained", "training"]
+    rows = [
+        [
+            f"`{text(record.get('recipe'))}`" + (f" ({record['form']})" if record.get("form") else ""),
+            number(record.get("rows"), 0),
+            _quality(record.get("model")),
+            _quality(record.get("baseline")),
+            _quality(record.get("int8")),
+            share(record.get("agreement"), 2),
+            _duration(record.get("train_seconds")),
+        ]
+        for _, record in records
+    ]
+    notes = [f"- `{text(record.get('recipe'))}`: {origin(record, 'make finetune export')}" for _, record in records]
+    return table(head, rows) + "\n\nPrinted by:\n\n" + "\n".join(dict.fromkeys(notes))
+
+
+def _quality(metrics: Any) -> str:
+    if not isinstance(metrics, dict):
+        return NOTHING
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "precision": "P", "recall": "R", "f1": "F1"}
+    shown = [f"{name} {number(metrics[key], 3)}" for key, name in names.items() if key in metrics]
+    return ", ".join(shown) or NOTHING
+
+
+def _duration(seconds: Any) -> str:
+    if not isinstance(seconds, (int, float)):
+        return NOTHING
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def loadtest_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """One line per run of the load test."""
+    head = ["run", "load", "requests/s", "tokens/s", "p50 ms", "p95 ms", "p99 ms", "short p99", "long p99", "errors"]
+    rows = [
+        [
+            name.removeprefix("loadtest-"),
+            _load(record),
+            number(dig(record, "throughput", "requests_per_second")),
+            number(dig(record, "throughput", "tokens_per_second"), 0),
+            *(number(dig(record, "latency", "all", key)) for key in ("p50_ms", "p95_ms", "p99_ms")),
+            *(number(dig(record, "latency", kind, "p99_ms")) for kind in ("short", "long")),
+            f"{number(dig(record, 'errors', 'count'), 0)} of {number(record.get('requests'), 0)}",
+        ]
+        for name, record in records
+    ]
+    notes = []
+    for name, record in records:
+        served = text(dig(record, "model", "format"))
+        mix = f"seed {text(dig(record, 'plan', 'seed'))}, {share(dig(record, 'plan', 'short_share'), 0)} short"
+        notes.append(f"- {name.removeprefix('loadtest-')}: {served}, {mix}; {origin(record, 'make loadtest')}")
+    return table(head, rows) + "\n\nThe load generator ran on the same machine. Printed by:\n\n" + "\n".join(notes)
+
+
+def _load(record: dict[str, Any]) -> str:
+    seconds = number(dig(record, "plan", "seconds"), 0, " s")
+    if record.get("mode") == "open":
+        return f"open, {number(dig(record, 'plan', 'rate'), 0)}/s, {seconds}"
+    return f"closed, {number(dig(record, 'plan', 'users'), 0)} users, {seconds}"
+
+
+# name → results files, the table, the command that fills it
+TABLES: dict[str, tuple[str, Callable[[Sequence[tuple[str, dict[str, Any]]]], str], str]] = {
+    "bench": ("docs/bench/latency-*.json", bench_table, "make bench"),
+    "results": ("docs/results/*.json", results_table, "make finetune export"),
+    "loadtest": ("docs/bench/loadtest-*.json", loadtest_table, "make loadtest"),
+}
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def render(name: str, root: Path) -> str:
+    """The text of one region.
+
+    Raises:
+        TablesError: a results file is not a JSON object.
+    """
+    pattern, make, command = TABLES[name]
+    records = [(file.stem, _read(file)) for file in sorted(root.glob(pattern))]
+    return make(records) if records else f"No figures yet: `{command}` writes them."
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TablesError(f"{file}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise TablesError(f"{file}: not a JSON object")
+    return record
+
+
+def rewrite(content: str, file: Path, root: Path) -> str:
+    """A document with every region filled anew.
+
+    Raises:
+        TablesError: an unknown name, or a marker without its partner, with file and line.
+    """
+    _check_markers(content, file)
+    return _REGION.sub(
+        lambda match: f"<!-- table:{match[1]} -->\n{render(match[1], root)}\n<!-- /table:{match[1]} -->", content
+    )
+
+
+def _check_markers(content: str, file: Path) -> None:
+    opened: str | None = None
+    for line, words in enumerate(content.splitlines(), 1):
+        for closing, name in _MARK.findall(words):
+            if name not in TABLES:
+                raise TablesError(f"{file}:{line}: no table {name!r}; there are {', '.join(TABLES)}")
+            if (opened != name) if closing else (opened is not None):
+                raise TablesError(f"{file}:{line}: marker of table {name!r} without its partner")
+            opened = None if closing else name
+    if opened is not None:
+        raise TablesError(f"{file}: table {opened!r} is never closed")
+
+
+def documents(root: Path) -> list[Path]:
+    """README.md and every Markdown file under docs/."""
+    return [file for file in (root / "README.md", *sorted((root / "docs").rglob("*.md"))) if file.is_file()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description="Rewrites the measured tables in README.md and docs/**/*.md from results files.",
+        epilog="examples: python docs/tables.py; python docs/tables.py --check",
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a document is stale")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help="the project's folder")
+    options = parser.parse_args(arguments)
+    stale = []
+    try:
+        for file in documents(options.root):
+            before = file.read_text(encoding="utf-8")
+            after = rewrite(before, file, options.root)
+            if before == after:
+                continue
+            stale.append(file.relative_to(options.root))
+            if not options.check:
+                temporary = file.with_name(f".{file.name}.{os.getpid()}")
+                temporary.write_text(after, encoding="utf-8")
+                os.replace(temporary, file)
+    except TablesError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.check and stale:
+        print("stale: " + ", ".join(map(str, stale)) + "; run `python docs/tables.py`", file=sys.stderr)
+        return 1
+    print("rewrote " + ", ".join(map(str, stale)) if stale else "every table is up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
