@@ -1,0 +1,28 @@
+"""A small vocabulary and text settings that every test of this room can use."""
+
+from __future__ import annotations
+
+from bundle.encode import Encoder, wordpiece_tokenizer
+from bundle.manifest import FileRef, TextSpec
+
+PIECES = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] 今 天 气 很 好 北 京 上 海 人 。 ， ！ a b c ab ##a ##b ##c ##cd hello ##world 1 2 3 . ,"
+).split()
+
+
+def make_spec(max_tokens: int = 16, overlap: int = 4, max_windows: int = 1000) -> TextSpec:
+    return TextSpec(
+        tokenizer=FileRef(file="tokenizer.json", sha256="0" * 64, bytes=1),
+        max_tokens=max_tokens,
+        overlap=overlap,
+        max_windows=max_windows,
+        pooling="mean",
+        pad_id=0,
+        cls_id=2,
+        sep_id=3,
+        length_buckets=(16, 32),
+    )
+
+
+def make_encoder(max_tokens: int = 16, overlap: int = 4, max_windows: int = 1000) -> Encoder:
+    return Encoder(wordpiece_tokenizer(PIECES), make_spec(max_tokens, overlap, max_windows))
