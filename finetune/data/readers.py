@@ -476,7 +476,7 @@ def _jsonl(open_file: _Open, encoding: str, columns: _Columns) -> Iterator[_Foun
             yield line.number, line.problem
         elif line.text.strip():
             try:
-                value = json.loads(line.text)
+                value = json.loads(line.text.rstrip("\r\n"))
             except (ValueError, RecursionError) as error:
                 yield line.number, f"not JSON: {_json_reason(error)}"
             else:
