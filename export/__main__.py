@@ -1,0 +1,219 @@
+"""`python -m export`: a bundle from the trained checkpoint to a Triton model repository, or what it holds by now.
+
+This file only orders the steps and tells about them; each step is a function in a module of its own name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bundle.folder import Bundle
+    from bundle.manifest import Artifact
+    from export.gate import DevSplit, Tolerance
+    from export.journal import Journal
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=__doc__)
+
+
+class Step(StrEnum):
+    """The steps in their order; each can be run alone."""
+
+    TO_STATIC = "to_static"
+    TO_ONNX = "to_onnx"
+    FUSE = "fuse"
+    TO_INT8 = "to_int8"
+    GATE = "gate"
+    TO_TRITON = "to_triton"
+
+
+class Backend(StrEnum):
+    """Who runs the model inside Triton."""
+
+    PYTHON = "python"
+    ONNXRUNTIME = "onnxruntime"
+
+
+# What each step reads and adds; the last two write no artifact.
+READS = {
+    Step.TO_STATIC: "paddle",
+    Step.TO_ONNX: "paddle_static",
+    Step.FUSE: "onnx_fp32",
+    Step.TO_INT8: "onnx_fused and the calibration rows",
+    Step.GATE: "onnx_fused, onnx_int8 and the dev rows",
+    Step.TO_TRITON: "the published artifact",
+}
+WRITES = {
+    Step.TO_STATIC: "paddle_static",
+    Step.TO_ONNX: "onnx_fp32",
+    Step.FUSE: "onnx_fused",
+    Step.TO_INT8: "onnx_int8",
+}
+EXAMPLES = """[bold]Examples[/bold]
+
+  python -m export run artifacts/news
+  python -m export run artifacts/news --only fuse --force
+  python -m export run artifacts/ner --max-drop 0.005 --dev-rows 300
+  python -m export run artifacts/news --backend onnxruntime --repository /srv/models
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def run(
+    folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")],
+    only: Annotated[Step | None, typer.Option(help="Run one step alone.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Repeat steps whose result is up to date.")] = False,
+    backend: Annotated[Backend, typer.Option(help="onnxruntime is for NVIDIA's container.")] = Backend.PYTHON,
+    repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
+    instances: Annotated[int, typer.Option(min=1, help="Model instances in Triton.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of one instance; 0: all cores shared evenly.")] = 0,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest loss of macro-F1 (entity F1) of INT8; 0.01 is one point.")
+    ] = 0.01,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest share of dev rows that INT8 answers as fp32 does.")
+    ] = 0.99,
+    dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 0,
+) -> None:
+    """Converts, fuses and quantizes a bundle's model, proves each form, publishes one, and writes Triton's files."""
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from export.journal import Journal
+
+    console = Console()
+    root = bundle_folder(folder)
+    log = (root.parent if root.name == "bundle" else root) / "export.log"
+    journal = Journal(log, console)
+    start = time.perf_counter()
+    try:
+        bundle, dev, tolerance = _open(root, dev_rows, max_drop, min_agreement)
+        console.print(f"[bold]{bundle.name}[/bold] {root} ({bundle.manifest.made.architecture}); details: {log}")
+        for step in [only] if only else list(Step):
+            bundle = _step(
+                step, bundle, journal, dev, tolerance, force, (repository, backend.value, instances, threads)
+            )
+    except SlipwayError as error:
+        console.print(f"[red]error:[/red] {error}", markup=True, highlight=False)
+        console.print(f"What the libraries said: {log}", highlight=False)
+        raise typer.Exit(1) from error
+    console.print(f"Done in {time.perf_counter() - start:.1f} s. Next: make serve", highlight=False)
+
+
+def _open(root: Path, dev_rows: int, max_drop: float, min_agreement: float) -> tuple[Bundle, DevSplit, Tolerance]:
+    """Opens the bundle and checks what this room reads; what it writes itself is checked by each step."""
+    from bundle.folder import open_bundle
+    from export.gate import DevSplit, Tolerance
+
+    bundle = open_bundle(root, verify=False)
+    bundle.verify(["paddle"])
+    return bundle, DevSplit(bundle, dev_rows), Tolerance(max_drop, min_agreement)
+
+
+def _step(
+    step: Step,
+    bundle: Bundle,
+    journal: Journal,
+    dev: DevSplit,
+    tolerance: Tolerance,
+    force: bool,
+    triton: tuple[Path, str, int, int],
+) -> Bundle:
+    """Runs one step and tells what it read, wrote, measured and how long it took."""
+    from export.fuse import fuse
+    from export.gate import gate
+    from export.to_int8 import to_int8
+    from export.to_onnx import to_onnx
+    from export.to_static import to_static
+
+    journal.console.print(f"[bold cyan]{step.value}[/bold cyan] reads {READS[step]}", highlight=False)
+    start = time.perf_counter()
+    before = bundle.manifest.artifacts.get(WRITES.get(step, ""))
+    plain: dict[Step, Callable[..., Bundle]] = {
+        Step.TO_STATIC: to_static,
+        Step.TO_ONNX: to_onnx,
+        Step.FUSE: fuse,
+    }
+    judged: dict[Step, Callable[..., Bundle]] = {Step.TO_INT8: to_int8, Step.GATE: gate}
+    if step in plain:
+        bundle = plain[step](bundle, journal, force=force)
+    elif step in judged:
+        bundle = judged[step](bundle, journal, dev, tolerance, force=force)
+    else:
+        from export.to_triton import write_repository
+
+        repository, backend, instances, threads = triton
+        written = write_repository(bundle, repository, backend=backend, instances=instances, threads=threads)
+        journal.say(f"    writes {written}")
+    after = bundle.manifest.artifacts.get(WRITES.get(step, ""))
+    if after is not None and after != before:
+        journal.say(f"    writes {bundle.path(after.file)} ({_size(after)})")
+        if after.parity:
+            journal.say(
+                f"    parity on {after.parity.rows} golden rows: largest difference {after.parity.max_abs:.2g} "
+                f"(tolerance {after.parity.tolerance:.2g}), same answers {after.parity.label_agreement:.1%}"
+            )
+    journal.say(f"    {time.perf_counter() - start:.1f} s")
+    return bundle
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")]) -> None:
+    """Lists a bundle's artifacts: sizes, parity with the trained model, quality on the dev split."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle
+
+    console = Console()
+    try:
+        bundle = open_bundle(bundle_folder(folder), verify=False)
+    except SlipwayError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from error
+    table = Table(title=f"{bundle.name} ({bundle.root})", title_justify="left")
+    for column in ("artifact", "made from", "precision"):
+        table.add_column(column)
+    for column in ("size", "max diff", "golden agree", "dev", "agree", "rows", "ms/window"):
+        table.add_column(column, justify="right")
+    for name, artifact in bundle.manifest.artifacts.items():
+        parity, quality = artifact.parity, artifact.quality
+        clock = artifact.details.get("ms_per_window")
+        mark = " *" if name == bundle.manifest.published else ""
+        figure = next(iter(reversed(quality.metrics.items())), None) if quality else None
+        table.add_row(
+            name + mark,
+            artifact.made_from or "-",
+            artifact.precision,
+            _size(artifact),
+            f"{parity.max_abs:.2g}" if parity else "-",
+            f"{parity.label_agreement:.1%}" if parity else "-",
+            f"{figure[0]} {figure[1]:.4f}" if figure else "-",
+            f"{quality.agreement:.1%}" if quality and quality.agreement is not None else "-",
+            str(quality.rows) if quality else "-",
+            str(clock.get(name, "-")) if isinstance(clock, dict) else "-",
+        )
+    console.print(table)
+    published = bundle.manifest.published
+    console.print(f"* served: {published}" if published else "nothing is published yet: python -m export run", highlight=False)
+
+
+def bundle_folder(folder: Path) -> Path:
+    """The bundle itself: the folder given, or the ``bundle`` folder inside it."""
+    return folder / "bundle" if not (folder / "bundle.json").is_file() else folder
+
+
+def _size(artifact: Artifact) -> str:
+    total = artifact.bytes + sum(ref.bytes for ref in artifact.files)
+    return f"{total / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    app()

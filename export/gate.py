@@ -1,0 +1,287 @@
+"""Which form of the model is served: quality of fp32 and INT8 on the dev split, and the judgement between them.
+
+INT8 that loses more than the tolerance is not published: the report (``gate.json`` beside the manifest, and a table)
+says which figure fell and which rows changed, and the fused float32 graph is published instead. How INT8 is made is
+`export.to_int8`'s part; it asks here too, to choose among its candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import JsonValue
+
+from bundle.encode import Encoded, Encoder
+from bundle.errors import ExportError
+from bundle.folder import Bundle, write_atomic
+from bundle.manifest import Artifact, Quality
+from bundle.metrics import ClassRow, confusion, entity_scores, per_class
+from bundle.predict import Predicted, Run, agreement, answers_of, encode_rows, metrics_of, predict
+from bundle.rows import Row, read_rows
+from export.artifact import amend, identity, source_of
+from export.journal import Journal
+from export.session import open_session, run_of
+
+FP32, INT8 = "onnx_fused", "onnx_int8"
+REPORT = "gate.json"
+# Rows listed in the report; the count is always of all of them.
+LISTED_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What INT8 may lose.
+
+    Attributes:
+        max_drop: largest loss of the headline figure (macro-F1, or entity F1 of a tagger), as a fraction: 0.01 is
+            one point.
+        min_agreement: smallest share of dev rows that INT8 answers as fp32 does.
+    """
+
+    max_drop: float = 0.01
+    min_agreement: float = 0.99
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one form of the model answered on the dev split."""
+
+    quality: Quality
+    classes: list[ClassRow]
+    answers: list[object]
+
+
+@dataclass
+class DevSplit:
+    """The dev rows of a bundle, encoded once, and what was measured on them in this process.
+
+    Args:
+        limit: use at most so many rows, evenly spread; 0 means all of them.
+    """
+
+    bundle: Bundle
+    limit: int = 0
+    rows: list[Row] = field(default_factory=list)
+    encoded: list[Encoded] = field(default_factory=list)
+    _known: dict[str, Measured] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder.of(self.bundle)
+        if "dev" in self.bundle.manifest.splits:
+            rows = list(read_rows(self.bundle.path(self.bundle.manifest.splits["dev"].file)))
+            if self.limit and len(rows) > self.limit:
+                rows = [rows[index] for index in np.linspace(0, len(rows) - 1, self.limit).round().astype(int)]
+            self.rows = rows
+            self.encoded = encode_rows(rows, self.encoder)
+
+    @property
+    def fingerprint(self) -> dict[str, JsonValue]:
+        """What a measurement depends on besides the graph."""
+        ref = self.bundle.manifest.splits.get("dev")
+        return {"dev_sha256": ref.sha256 if ref else "", "rows": len(self.rows)}
+
+    def measure(
+        self, key: str, what: str, run: Run, journal: Journal, *, alone: bool, reference: Sequence[object] | None
+    ) -> Measured:
+        """Answers every row.
+
+        Args:
+            key: checksum of the graph; a second call with it answers from memory.
+            alone: one window per call, for a graph whose answers depend on the batch.
+            reference: answers to compare with, row by row.
+        """
+        if key not in self._known:
+            with journal.progress(what) as progress:
+                found = predict(
+                    self.encoded, self.encoder, run, batch_tokens=1 if alone else 4096, progress=progress
+                )
+            self._known[key] = self._measured(found, reference)
+        return self._known[key]
+
+    def _measured(self, found: list[Predicted], reference: Sequence[object] | None) -> Measured:
+        manifest = self.bundle.manifest
+        task, pooling = manifest.task, manifest.text.pooling
+        answers = answers_of(found, task, pooling)
+        quality = Quality(
+            split="dev",
+            rows=len(self.rows),
+            metrics=metrics_of(self.rows, found, task, pooling),
+            agreement=None if reference is None else agreement(reference, answers),
+        )
+        if task.kind == "token-classification":
+            gold = [[(item.start, item.end, item.label) for item in row.entities or ()] for row in self.rows]
+            classes = entity_scores(gold, [list(answer) for answer in answers])  # type: ignore[call-overload]
+        else:
+            index = {label: number for number, label in enumerate(task.labels)}
+            table = confusion([index[row.label or ""] for row in self.rows], answers, len(task.labels))  # type: ignore[arg-type]
+            classes = per_class(table, task.labels)
+        return Measured(quality, classes, answers)
+
+    def measure_artifact(
+        self, name: str, journal: Journal, bundle: Bundle, reference: Sequence[object] | None = None
+    ) -> Measured:
+        """Measures an ONNX artifact of the bundle."""
+        artifact = source_of(bundle, name)
+        session = open_session(bundle.path(artifact.file))
+        return self.measure(
+            identity(artifact),
+            f"{name} on {len(self.rows)} dev rows",
+            run_of(session, bundle.manifest.signature),
+            journal,
+            alone=not artifact.batch_invariant,
+            reference=reference,
+        )
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """The figure that is judged: ``macro_f1`` of a classifier, ``f1`` of a tagger."""
+    return "macro_f1" if "macro_f1" in metrics else "f1"
+
+
+def judge(fp32: Quality, int8: Quality, tolerance: Tolerance) -> list[str]:
+    """Why INT8 may not be served; empty if it may."""
+    reasons: list[str] = []
+    name = headline(fp32.metrics)
+    drop = fp32.metrics[name] - int8.metrics[name]
+    if drop > tolerance.max_drop + 1e-9:
+        reasons.append(
+            f"{name} falls by {100 * drop:.2f} points ({fp32.metrics[name]:.4f} to {int8.metrics[name]:.4f}); "
+            f"{100 * tolerance.max_drop:g} are allowed"
+        )
+    share = int8.agreement if int8.agreement is not None else 0.0
+    if share < tolerance.min_agreement - 1e-9:
+        reasons.append(
+            f"{share:.2%} of the {int8.rows} dev rows are answered as fp32 does; {tolerance.min_agreement:.2%} are needed"
+        )
+    return reasons
+
+
+def gate(
+    bundle: Bundle, journal: Journal, dev: DevSplit, tolerance: Tolerance | None = None, *, force: bool = False
+) -> Bundle:
+    """Measures both forms, writes the report and publishes one of them.
+
+    Raises:
+        ExportError: there is no fused graph yet.
+    """
+    tolerance = tolerance or Tolerance()
+    fp32_artifact, int8_artifact = source_of(bundle, FP32), bundle.manifest.artifacts.get(INT8)
+    basis: dict[str, JsonValue] = {
+        FP32: identity(fp32_artifact),
+        INT8: identity(int8_artifact) if int8_artifact else "",
+        "max_drop": tolerance.max_drop,
+        "min_agreement": tolerance.min_agreement,
+        **dev.fingerprint,
+    }
+    known = _read_report(bundle)
+    if not force and known.get("basis") == basis and known.get("published") == bundle.manifest.published != "":
+        journal.say(f"  up to date: {bundle.manifest.published} is published")
+        return bundle
+    report: dict[str, JsonValue] = {"basis": basis}
+    if not dev.rows:
+        reasons = ["the bundle has no dev split, so the loss cannot be measured"]
+    else:
+        fp32 = dev.measure_artifact(FP32, journal, bundle)
+        quality = fp32.quality.model_copy(update={"agreement": _paddle_agreement(fp32_artifact)})
+        bundle = amend(
+            bundle, FP32, quality=quality, agreement_reference="paddle, on the sample of dev rows that it answered"
+        )
+        report[FP32] = _figures(fp32)
+        if int8_artifact is None:
+            reasons = ["there is no onnx_int8"]
+        else:
+            int8 = dev.measure_artifact(INT8, journal, bundle, fp32.answers)
+            reasons = judge(fp32.quality, int8.quality, tolerance)
+            report[INT8] = _figures(int8)
+            report["changed"] = _changed(dev.rows, fp32, int8, bundle)
+            bundle = amend(
+                bundle,
+                INT8,
+                quality=int8.quality,
+                agreement_reference=f"{FP32}, on the same rows: its logits are those of the trained model within 1e-4",
+                gate="passed" if not reasons else "refused: " + "; ".join(reasons),
+            )
+            _print_table(journal, fp32, int8)
+    published = FP32 if reasons else INT8
+    report["published"], report["reasons"] = published, list(reasons)
+    write_atomic(bundle.path(REPORT), json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    for reason in reasons:
+        journal.say(f"    INT8 is not published: {reason}")
+    bundle = bundle.publish(published)
+    journal.say(f"    published: {published} (report: {bundle.path(REPORT)})")
+    return bundle
+
+
+def _paddle_agreement(artifact: Artifact) -> float | None:
+    """Agreement with Paddle itself, which `export.fuse` measured on a sample of dev rows."""
+    return artifact.quality.agreement if artifact.quality else None
+
+
+def _read_report(bundle: Bundle) -> dict[str, Any]:
+    try:
+        report = json.loads(bundle.path(REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _figures(measured: Measured) -> dict[str, JsonValue]:
+    return {
+        "metrics": dict(measured.quality.metrics),
+        "agreement": measured.quality.agreement,
+        "rows": measured.quality.rows,
+        "classes": [
+            {"label": row.label, "precision": row.precision, "recall": row.recall, "f1": row.f1, "rows": row.support}
+            for row in measured.classes
+        ],
+    }
+
+
+def _changed(rows: list[Row], fp32: Measured, int8: Measured, bundle: Bundle) -> dict[str, JsonValue]:
+    """Rows whose answer is another in INT8: their number in the dev split, gold label and both answers."""
+    labels = bundle.manifest.task.labels
+
+    def shown(answer: object) -> JsonValue:
+        return labels[answer] if isinstance(answer, int) else [list(span) for span in answer]  # type: ignore[attr-defined]
+
+    found: list[JsonValue] = []
+    count = 0
+    for number, (row, left, right) in enumerate(zip(rows, fp32.answers, int8.answers, strict=True)):
+        if left == right:
+            continue
+        count += 1
+        if len(found) < LISTED_ROWS:
+            gold: JsonValue = row.label or [[item.start, item.end, item.label] for item in row.entities or ()]
+            text = row.text[:80] + ("…" if len(row.text) > 80 else "")
+            found.append({"row": number, "text": text, "gold": gold, FP32: shown(left), INT8: shown(right)})
+    return {"count": count, "first": found}
+
+
+def _print_table(journal: Journal, fp32: Measured, int8: Measured) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"dev split, {fp32.quality.rows} rows", title_justify="left")
+    table.add_column("")
+    for column in ("fp32", "int8", "difference"):
+        table.add_column(column, justify="right")
+    for name, value in fp32.quality.metrics.items():
+        other = int8.quality.metrics[name]
+        table.add_row(name, f"{value:.4f}", f"{other:.4f}", f"{other - value:+.4f}")
+    others = {row.label: row for row in int8.classes}
+    for row in fp32.classes:
+        if row.label != "micro" and row.label in others:
+            other = others[row.label].f1
+            table.add_row(f"f1 of {row.label}", f"{row.f1:.4f}", f"{other:.4f}", f"{other - row.f1:+.4f}")
+    share = int8.quality.agreement
+    table.add_row("same answer", "", "" if share is None else f"{share:.2%}", "")
+    journal.console.print(table)
+
+
+def require_dev(dev: DevSplit) -> None:
+    """Raises `ExportError` where a measurement is needed and there is no dev split."""
+    if not dev.rows:
+        raise ExportError(f"{dev.bundle.root}: the bundle has no dev split")

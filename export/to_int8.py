@@ -1,0 +1,500 @@
+"""Fused float32 → INT8: integer matrix products with float32 around them.
+
+What becomes integer: the packed QKV product of every Attention, its output projection and both feed-forward products.
+What stays float32: attention scores and Softmax, norms, Gelu, embeddings and the classification head, which are cheap
+and sensitive. Weights are unsigned 8-bit, one scale per output column, zero point 128: products of unsigned by
+unsigned do not saturate on CPUs without VNNI (unsigned by signed do on plain AVX2), so the same file gives the same
+integers on every CPU.
+
+Candidates are tried in this order:
+
+    static    one scale per activation tensor, chosen on the calibration rows; a window's logits do not depend on what
+              it is batched with. Two ways to choose the range: all that was seen, or the least squared error.
+    dynamic   a scale per call, from what the call holds; ``batch_invariant`` is false, and it is measured one window
+              per call, as it must be served.
+    partial   the better static one with its most sensitive products left in float32.
+
+The first that passes the gate's tolerances becomes ``onnx_int8``; a dynamic one only overtakes a static one that
+passes when it is clearly faster. If none passes, the best is recorded and the gate refuses to publish it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import JsonValue
+
+from bundle.decode import FloatArray
+from bundle.encode import Encoded, WindowRow, pad
+from bundle.errors import ConversionFailed
+from bundle.folder import Bundle
+from bundle.manifest import Signature
+from bundle.predict import Predicted, agreement, answers_of, batches, encode_rows, predict
+from bundle.rows import read_rows
+from export.artifact import adopt, is_current, source_of, workplace
+from export.fuse import architecture_of
+from export.gate import DevSplit, Measured, Tolerance, headline, judge
+from export.graph import CONTRIB, Array, Graph, NoMatch, attribute
+from export.journal import Journal, has_vnni
+from export.parity import GoldenRows, check_session
+from export.session import open_session, run_of, run_outputs
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+NAME, SOURCE = "onnx_int8", "onnx_fused"
+FILE = "onnx/model_int8.onnx"
+# Windows of the calibration rows that are run; more change the scales little.
+CALIBRATION_WINDOWS = 256
+# Values of one tensor that the search for its range looks at.
+RANGE_VALUES = 200_000
+# A dynamic graph must be this much faster than a passing static one to be preferred over a batch-invariant answer.
+CLEARLY_FASTER = 0.8
+PER_LAYER = 4
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize.
+
+    Attributes:
+        kind: ``static`` or ``dynamic``.
+        ranges: ``seen`` or ``least-error``; how a static range was chosen.
+        keep: outputs of products that stay float32.
+    """
+
+    kind: str
+    ranges: str = ""
+    keep: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        parts = [self.kind, *([self.ranges] if self.ranges else [])]
+        return "-".join(parts) + (f"-keep{len(self.keep)}" if self.keep else "")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A product that can become integer: its node's output, what it multiplies, by which constant."""
+
+    output: str
+    op: str
+    source: str
+    weight: str
+
+
+@dataclass
+class Candidate:
+    """A quantized graph and what was measured with it."""
+
+    scheme: Scheme
+    model: onnx.ModelProto
+    products: int
+    error: float = 0.0
+    agreement: float = 0.0
+    milliseconds: float = 0.0
+    measured: Measured | None = None
+    reasons: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, JsonValue]:
+        """What the manifest tells about it."""
+        facts: dict[str, JsonValue] = {
+            "scheme": self.scheme.name,
+            "integer_products": self.products,
+            "calibration_mean_abs": self.error,
+            "calibration_agreement": self.agreement,
+            "ms_per_window": self.milliseconds,
+        }
+        if self.measured:
+            quality = self.measured.quality
+            facts["dev"] = {**quality.metrics, "agreement": quality.agreement}
+            facts["refused"] = list(self.reasons)
+        return facts
+
+
+def to_int8(
+    bundle: Bundle, journal: Journal, dev: DevSplit, tolerance: Tolerance | None = None, *, force: bool = False
+) -> Bundle:
+    """Adds the artifact ``onnx_int8``: the first candidate that passes the gate, or the best of those that do not.
+
+    Raises:
+        ConversionFailed: the number of integer products is not what the architecture demands.
+        ParityFailed: the graph has other tensors, shapes or non-finite values.
+    """
+    import onnx
+
+    tolerance = tolerance or Tolerance()
+    source = source_of(bundle, SOURCE)
+    calibration = bundle.manifest.splits.get("calibration") or bundle.manifest.splits.get("dev")
+    settings: dict[str, JsonValue] = {
+        "pass": 1,
+        "calibration_sha256": calibration.sha256 if calibration else "",
+        "max_drop": tolerance.max_drop,
+        "min_agreement": tolerance.min_agreement,
+        **dev.fingerprint,
+    }
+    if not force and is_current(bundle, NAME, SOURCE, settings):
+        journal.say("  up to date")
+        return bundle
+    golden = GoldenRows(bundle)
+    fused = onnx.load(str(bundle.path(source.file)))
+    bench = Bench(bundle, fused, golden, journal)
+    chosen, tried = _choose(bench, dev, tolerance, journal)
+    with workplace(bundle, "onnx") as folder:
+        path = folder / "model_int8.onnx"
+        path.write_bytes(serialized(chosen.model))
+        session = open_session(path)
+        check_session(NAME, session, bundle.manifest.signature)
+        static = chosen.scheme.kind == "static"
+        found = golden.predict(run_of(session, bundle.manifest.signature), 4096 if static else 1)
+        parity = golden.measure(NAME, found, tolerance=None)
+        return adopt(
+            bundle,
+            NAME,
+            {path: FILE},
+            source=SOURCE,
+            settings=settings,
+            artifact_format="onnx",
+            precision="int8",
+            batch_invariant=static,
+            parity=parity,
+            quality=chosen.measured.quality if chosen.measured else None,
+            details={
+                "scheme": chosen.scheme.name,
+                "integer_products": chosen.products,
+                "kept_float32": list(chosen.scheme.keep),
+                "weights": "uint8, one scale per output column, zero point 128",
+                "calibration_windows": len(bench.windows),
+                "ms_per_window": {SOURCE: bench.fp32_milliseconds, NAME: chosen.milliseconds},
+                "cpu_has_vnni": has_vnni(),
+                "candidates": [item.facts() for item in tried],
+            },
+        )
+
+
+def _choose(
+    bench: Bench, dev: DevSplit, tolerance: Tolerance, journal: Journal
+) -> tuple[Candidate, list[Candidate]]:
+    """Tries the candidates; see the module's docstring for the order."""
+    statics = [bench.candidate(Scheme("static", ranges)) for ranges in ("seen", "least-error")]
+    dynamic = bench.candidate(Scheme("dynamic"))
+    static = min(statics, key=lambda item: (-item.agreement, item.error))
+    tried = [*statics, dynamic]
+    bench.time([static, dynamic])
+    for item in tried:
+        clock = f", {item.milliseconds:.2f} ms a window" if item.milliseconds else ""
+        journal.say(
+            f"    {item.scheme.name}: {item.products} integer products, calibration rows answered as fp32 "
+            f"{item.agreement:.2%}, mean difference of a logit {item.error:.4f}{clock}"
+        )
+    journal.say(f"    fp32: {bench.fp32_milliseconds:.2f} ms a window")
+    if not dev.rows:
+        return static, tried
+    reference = dev.measure_artifact(SOURCE, journal, bench.bundle)
+    order = [static, dynamic]
+    if dynamic.milliseconds < CLEARLY_FASTER * static.milliseconds:
+        order.reverse()
+    for item in order:
+        bench.judge(item, dev, reference, tolerance)
+        if not item.reasons:
+            return item, tried
+    for keep in bench.sensitive(static):
+        partial = bench.candidate(replace(static.scheme, keep=keep))
+        tried.append(partial)
+        journal.say(f"    {partial.scheme.name}: {len(keep)} most sensitive products in float32")
+        bench.judge(partial, dev, reference, tolerance)
+        if not partial.reasons:
+            bench.time([partial])
+            return partial, tried
+    figure = headline(reference.quality.metrics)
+
+    def rank(item: Candidate) -> tuple[float, float]:
+        quality = item.measured.quality if item.measured else None
+        return (quality.agreement or 0.0, quality.metrics[figure]) if quality else (-1.0, 0.0)
+
+    best = max(tried, key=rank)
+    bench.time([best])
+    return best, tried
+
+
+class Bench:
+    """The calibration windows of a bundle, and what candidates do with them."""
+
+    def __init__(self, bundle: Bundle, fused: onnx.ModelProto, golden: GoldenRows, journal: Journal) -> None:
+        self.bundle, self.fused, self.journal = bundle, fused, journal
+        self.encoder = golden.encoder
+        self.signature = bundle.manifest.signature
+        self.sites = sites_of(fused)
+        wanted = PER_LAYER * int(str(architecture_of(bundle)["layers"]))
+        if len(self.sites) != wanted:
+            raise ConversionFailed("to_int8", f"{len(self.sites)} products can become integer, {wanted} were expected")
+        self.encoded = self._calibration_rows(golden)
+        # A text's windows differ little from each other; all of them are kept together, so that rows can be compared.
+        self.windows = [self.encoder.row(item, index) for item in self.encoded for index in range(len(item.windows))]
+        self._fp32_session = open_session(fused.SerializeToString())
+        self.reference = self._predict(self._fp32_session, alone=False)
+        self.fp32_milliseconds = 0.0
+        with journal.progress("calibration") as progress:
+            self.ranges = calibrate(fused, self.sites, self.windows, self.signature, bundle.manifest.text.pad_id, progress)
+
+    def _calibration_rows(self, golden: GoldenRows) -> list[Encoded]:
+        splits = self.bundle.manifest.splits
+        ref = splits.get("calibration") or splits.get("dev")
+        if ref is None:
+            return golden.encoded
+        encoded: list[Encoded] = []
+        windows = 0
+        for item in encode_rows(read_rows(self.bundle.path(ref.file)), self.encoder):
+            if windows >= CALIBRATION_WINDOWS:
+                break
+            encoded.append(item)
+            windows += len(item.windows)
+        return encoded
+
+    def _predict(self, session: onnxruntime.InferenceSession, *, alone: bool) -> list[Predicted]:
+        run = run_of(session, self.signature)
+        return predict(self.encoded, self.encoder, run, batch_tokens=1 if alone else 2048)
+
+    def candidate(self, scheme: Scheme) -> Candidate:
+        """Quantizes, and compares with fp32 on the calibration rows."""
+        ranges = self.ranges[scheme.ranges] if scheme.kind == "static" else None
+        sites = [site for site in self.sites if site.output not in scheme.keep]
+        model = quantize(self.fused, sites, ranges)
+        products = count_products(model)
+        if products != len(sites):
+            raise ConversionFailed("to_int8", f"{products} integer products in the graph, {len(sites)} were asked for")
+        candidate = Candidate(scheme, model, products)
+        found = self._predict(open_session(model.SerializeToString()), alone=scheme.kind == "dynamic")
+        task, pooling = self.bundle.manifest.task, self.bundle.manifest.text.pooling
+        candidate.agreement = agreement(answers_of(self.reference, task, pooling), answers_of(found, task, pooling))
+        candidate.error = difference(self.reference, found)
+        return candidate
+
+    def judge(self, item: Candidate, dev: DevSplit, reference: Measured, tolerance: Tolerance) -> None:
+        """Measures a candidate on the dev split."""
+        content = serialized(item.model)
+        item.measured = dev.measure(
+            hashlib.sha256(content).hexdigest(),
+            f"{item.scheme.name} on {len(dev.rows)} dev rows",
+            run_of(open_session(content), self.signature),
+            self.journal,
+            alone=item.scheme.kind == "dynamic",
+            reference=reference.answers,
+        )
+        item.reasons = tuple(judge(reference.quality, item.measured.quality, tolerance))
+        for reason in item.reasons:
+            self.journal.say(f"    {item.scheme.name} does not pass: {reason}")
+
+    def time(self, candidates: Sequence[Candidate], rounds: int = 5, count: int = 16) -> None:
+        """Median milliseconds of a window, one window per call, in turns with fp32 so that noise hits all alike."""
+        picked = np.linspace(0, len(self.windows) - 1, min(count, len(self.windows))).round().astype(int)
+        batches = [pad([self.windows[index]], self.bundle.manifest.text.pad_id) for index in picked]
+        sessions = [self._fp32_session, *(open_session(item.model.SerializeToString()) for item in candidates)]
+        runs = [run_of(session, self.signature) for session in sessions]
+        clocks: list[list[float]] = [[] for _ in runs]
+        for turn in range(rounds + 1):
+            for run, clock in zip(runs, clocks, strict=True):
+                start = time.perf_counter()
+                for ids, types in batches:
+                    run(ids, types)
+                if turn:  # the first round warms up
+                    clock.append(1000 * (time.perf_counter() - start) / len(batches))
+        medians = [round(float(np.median(clock)), 3) for clock in clocks]
+        self.fp32_milliseconds = medians[0]
+        for item, value in zip(candidates, medians[1:], strict=True):
+            item.milliseconds = value
+
+    def sensitive(self, static: Candidate) -> list[tuple[str, ...]]:
+        """Sets of products to leave in float32, each twice as large as the last, the most sensitive first."""
+        gains: list[tuple[float, str]] = []
+        for number, site in enumerate(self.sites):
+            trial = self.candidate(replace(static.scheme, keep=(site.output,)))
+            gains.append((trial.error, site.output))
+            self.journal.write(f"without {site.output} ({number + 1} of {len(self.sites)}): {trial.error:.6f}")
+        ranked = [output for _, output in sorted(gains)]
+        sizes = [1]
+        while sizes[-1] * 2 <= len(ranked) // 2:
+            sizes.append(sizes[-1] * 2)
+        return [tuple(ranked[:size]) for size in sizes]
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    """The model as the bytes of its file; always the same for the same model."""
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def difference(left: Sequence[Predicted], right: Sequence[Predicted]) -> float:
+    """Mean absolute difference of the logits."""
+    return float(
+        np.mean(
+            [
+                np.abs(one - other).mean()
+                for a, b in zip(left, right, strict=True)
+                for one, other in zip(a.logits, b.logits, strict=True)
+            ]
+        )
+    )
+
+
+def sites_of(model: onnx.ModelProto) -> list[Site]:
+    """The products of the encoder's layers, in the order of the graph; head and embedding projection are not."""
+    graph = Graph(model)
+    found: list[Site] = []
+    for node in graph.nodes:
+        if node.op_type == "Attention":
+            found.append(Site(node.output[0], "Attention", node.input[0], node.input[1]))
+        elif node.op_type == "MatMul" and node.input[1] in graph.constants and _is_encoder_product(graph, node):
+            found.append(Site(node.output[0], "MatMul", node.input[0], node.input[1]))
+    return found
+
+
+def _is_encoder_product(graph: Graph, node: onnx.NodeProto) -> bool:
+    readers = graph.readers.get(node.output[0], [])
+    if len(readers) != 1:
+        return False
+    if readers[0].op_type == "Add":
+        readers = [item for item in graph.readers.get(readers[0].output[0], []) if item.op_type == "Relu"]
+    if not readers or readers[0].op_type not in ("SkipLayerNormalization", "BiasGelu", "Relu"):
+        return False
+    # A head works on (windows, hidden), after a Squeeze; the encoder on (windows, tokens, hidden).
+    source = graph.producer.get(node.input[0])
+    return source is not None and source.op_type != "Squeeze"
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    sites: Sequence[Site],
+    windows: Sequence[WindowRow],
+    signature: Signature,
+    pad_id: int,
+    progress: object = None,
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Ranges of the activations that the products read, over the real tokens of real windows.
+
+    Returns:
+        per way (``seen``, ``least-error``), per tensor: the smallest and the largest value to represent.
+    """
+    names = sorted({site.source for site in sites})
+    graph = Graph(model)
+    session = open_session(graph.finish([*names]).SerializeToString())
+    low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    samples: dict[str, list[FloatArray]] = {name: [] for name in names}
+    share = RANGE_VALUES // max(1, len(windows))
+    rng = np.random.default_rng(0)
+    order = sorted(range(len(windows)), key=lambda index: len(windows[index].ids))
+    inputs = [tensor.name for tensor in signature.inputs]
+    done = 0
+    for batch in batches(order, windows, 1024):
+        ids, types = pad([windows[index] for index in batch], pad_id)
+        real = ids != pad_id  # bool (windows, tokens)
+        feeds = dict(zip(inputs, (ids, types), strict=True))
+        for name, value in zip(names, run_outputs(session, names, feeds), strict=True):
+            # (windows, tokens, hidden), or (windows, 1, hidden) where only the first token goes on.
+            values = value[real] if value.shape[1] == ids.shape[1] else value.reshape(-1, value.shape[-1])
+            low[name], high[name] = min(low[name], float(values.min())), max(high[name], float(values.max()))
+            samples[name].append(rng.choice(values.reshape(-1), min(values.size, share * len(batch)), replace=False))
+        done += len(batch)
+        if callable(progress):
+            progress(done, len(windows))
+    seen = {name: (low[name], high[name]) for name in names}
+    least = {name: least_error(np.concatenate(samples[name]), *seen[name]) for name in names}
+    return {"seen": seen, "least-error": least}
+
+
+def least_error(values: FloatArray, low: float, high: float) -> tuple[float, float]:
+    """The range in [low, high] whose 8-bit grid represents the values with the least squared error."""
+
+    def error(bottom: float, top: float) -> float:
+        scale, zero = grid(bottom, top)
+        back = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+        return float(np.square(values - back).mean())
+
+    shares = np.linspace(1.0, 0.3, 36)
+    top = min((high * share for share in shares), key=lambda value: error(low, value))
+    bottom = min((low * share for share in shares), key=lambda value: error(value, top))
+    return float(bottom), float(top)
+
+
+def grid(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of an unsigned 8-bit grid that holds [low, high] and zero exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / 255)) or 1.0
+    return scale, int(np.clip(round(-low / scale), 0, 255))
+
+
+def quantize_weight(weight: Array) -> tuple[Array, Array]:
+    """Unsigned 8-bit weights with zero point 128.
+
+    Args:
+        weight: float32 (in, out).
+
+    Returns:
+        uint8 (in, out), and one float32 scale per column (out,).
+    """
+    scale = np.abs(weight).max(axis=0) / 127
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    return (np.clip(np.rint(weight / scale), -127, 127) + 128).astype(np.uint8), scale
+
+
+def quantize(model: onnx.ModelProto, sites: Sequence[Site], ranges: Ranges | None) -> onnx.ModelProto:
+    """Makes the given products integer.
+
+    Args:
+        ranges: per activation tensor its range; None for scales that each call finds for itself.
+    """
+    graph = Graph(model)
+    by_output = {node.output[0]: node for node in graph.nodes}
+    sources: dict[str, tuple[str, str, str]] = {}
+    zero = graph.add_constant("weight_zero", np.array(128, dtype=np.uint8))
+    for site in sites:
+        if site.source not in sources:
+            sources[site.source] = _quantized_source(graph, site.source, ranges)
+        value, scale, point = sources[site.source]
+        node = by_output[site.output]
+        weight, weight_scale = quantize_weight(graph.constants[site.weight].astype(np.float32))
+        w, ws = graph.add_constant("weight", weight), graph.add_constant("weight_scale", weight_scale)
+        if site.op == "Attention":
+            zeros = graph.add_constant("weight_zeros", np.full(len(weight_scale), 128, dtype=np.uint8))
+            bias, mask = node.input[2], node.input[3]
+            graph.replace(
+                node,
+                "QAttention",
+                [value, w, bias, scale, ws, mask, point, zeros],
+                num_heads=attribute(node, "num_heads"),
+                mask_filter_value=attribute(node, "mask_filter_value"),
+            )
+        else:
+            graph.replace(node, "MatMulIntegerToFloat", [value, w, scale, ws, point, zero])
+    return graph.finish()
+
+
+def _quantized_source(graph: Graph, name: str, ranges: Ranges | None) -> tuple[str, str, str]:
+    """The tensor as uint8, its scale and its zero point."""
+    if ranges is None:
+        made = [graph.fresh(stem) for stem in ("dynamic", "dynamic_scale", "dynamic_zero")]
+        graph.add("DynamicQuantizeLinear", [name], made)
+        return made[0], made[1], made[2]
+    if name not in ranges:
+        raise NoMatch
+    scale, zero = grid(*ranges[name])
+    constants = (
+        graph.add_constant("scale", np.array(scale, dtype=np.float32)),
+        graph.add_constant("zero", np.array(zero, dtype=np.uint8)),
+    )
+    return graph.add("QuantizeLinear", [name, *constants]), *constants
+
+
+def count_products(model: onnx.ModelProto) -> int:
+    """Integer matrix products in a graph."""
+    return sum(
+        node.op_type in ("QAttention", "MatMulIntegerToFloat") and node.domain == CONTRIB for node in model.graph.node
+    )
