@@ -68,7 +68,13 @@ def machine(record: dict[str, Any]) -> str:
     if not isinstance(hardware, dict):
         return text(hardware)
     isa = ", ".join(hardware.get("isa") or [])
-    return f"{text(hardware.get('cpu'))}, {text(hardware.get('cores'))} cores" + (f" ({isa})" if isa else "")
+    load = record.get("load_before")
+    busy = isinstance(load, (int, float)) and load > (hardware.get("cores") or 1) / 4
+    return (
+        f"{text(hardware.get('cpu'))}, {text(hardware.get('cores'))} cores"
+        + (f" ({isa})" if isa else "")
+        + (f", busy with other work before (load {load})" if busy else "")
+    )
 
 
 def origin(record: dict[str, Any], command: str) -> str:

@@ -260,7 +260,9 @@ def bench(
     if unknown := [name for name in only if name not in known]:
         raise ExportError(f"{bundle.root}: no candidate {', '.join(unknown)}; there are {', '.join(known)}")
     wanted = [name for name in known if not only or name in only]
-    begun = time.perf_counter()
+    load, begun = round(os.getloadavg()[0], 2), time.perf_counter()
+    if load > cores() / 4:
+        report.say(f"warning the machine is busy (load {load} on {cores()} cores), so the figures will be too high")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-bench-")))
         stand = stack.enter_context(Stand(bundle, threads, folder))
@@ -290,6 +292,7 @@ def bench(
             "commit": commit(),
             "hardware": hardware(),
             "versions": versions(),
+            "load_before": load,
             "threads": threads,
             "environment": environment_of(threads),
             "settings": {**asdict(effort), "seed": seed, "batches": list(batches), "tokens": list(tokens)},

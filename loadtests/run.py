@@ -68,7 +68,13 @@ def default_texts(model: str) -> Path:
     Raises:
         TextsUnusable: it is not there.
     """
-    file = Path("artifacts") / model / "bundle" / "splits" / "test.jsonl"
+    bundle = Path("artifacts") / model / "bundle"
+    file = bundle / "splits" / "test.jsonl"
+    try:
+        # Only a path is read from it; what else a manifest holds is not this room's business.
+        file = bundle / str(json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["splits"]["test"]["file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # then the usual name is tried, and its absence told
     if not file.is_file():
         raise TextsUnusable(file, "no such file, and no --texts was given")
     return file
@@ -117,7 +123,7 @@ def run(plan: Plan, model: dict[str, Any], out: Path, progress: Progress | None 
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         started = datetime.now(UTC)
-        cpu_before = _children_cpu()
+        cpu_before, load_before = _children_cpu(), round(os.getloadavg()[0], 2)
         _locust(plan, folder, pairs, progress)
         rows = from_csv(folder / ROWS)
         wall = max((row.end for row in rows), default=0.0)
@@ -128,6 +134,7 @@ def run(plan: Plan, model: dict[str, Any], out: Path, progress: Progress | None 
             "commit": machine.commit(),
             "hardware": machine.hardware(),
             "versions": machine.versions("locust", "gevent", "geventhttpclient"),
+            "load_before": load_before,
             "model": model,
             "mode": "open" if plan.rate else "closed",
             "plan": plan.model_dump(mode="json") | {"texts": plan.texts.name},
