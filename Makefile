@@ -1,0 +1,98 @@
+# Slipway's targets. `make help` lists them. Everything runs in .venv, which each target sets up as it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+RECIPE ?= news
+FORM ?= quick
+ENGINE ?= triton
+HOST ?= 127.0.0.1
+PORT ?= 8000
+FORCE ?=
+ARTIFACTS ?= artifacts
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# A recipe's results lie under its file's name; the full form has a folder of its own.
+NAME := $(basename $(notdir $(RECIPE)))$(if $(filter full,$(FORM)),-full)
+MODEL := $(ARTIFACTS)/$(NAME)
+force = $(if $(FORCE),--force)
+
+# PaddleNLP imports libraries that warn at import; a user can do nothing about those.
+export PYTHONWARNINGS ?= ignore
+export PYTHONUNBUFFERED := 1
+
+##@ The journey
+finetune: $(READY) ## train RECIPE (news) in FORM (quick|full), evaluate, write a bundle; resumes; FORCE=1 repeats
+	@$(PY) -m finetune run $(RECIPE) --form $(FORM) --out $(ARTIFACTS) $(force)
+
+export: $(READY) ## bundle → static graph → ONNX → fused → INT8, each proved; then the Triton repository
+	@$(PY) -m export run $(MODEL) $(force)
+
+serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; Ctrl-C stops
+	@exec $(PY) -m serving run --engine $(ENGINE) --host $(HOST) --port $(PORT) --bundles $(ARTIFACTS)
+
+##@ Measuring
+evaluate: $(READY) ## every form of RECIPE on its whole test split; writes docs/results/
+	@$(PY) -m export evaluate $(MODEL)
+
+bench: $(READY) ## latency of every form of RECIPE side by side; writes docs/bench/
+	@$(PY) -m export.bench $(MODEL)/bundle
+
+loadtest: $(READY) ## Locust against the running gateway: MODEL= USERS= SECONDS= through ARGS="--users 8 --seconds 30"
+	@$(PY) -m loadtests run --host http://$(HOST):$(PORT) --model $(NAME) $(ARGS)
+
+tables: $(READY) ## write the measured tables of README and docs from their results files
+	@$(PY) docs/tables.py
+
+##@ Development
+test: $(READY) ## all tests, with real Paddle, Triton, ONNX Runtime and Locust (under 10 minutes)
+	@$(PY) -m pytest -q --durations=8
+
+test-unit: $(READY) ## the quick part of the tests
+	@$(PY) -m pytest -q -m "not slow"
+
+check: $(READY) ## lint, format, types, layers
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(PY) -m pytest -q tests/test_layers.py
+
+recipes: $(READY) ## list the recipes that ship
+	@$(PY) -m finetune recipes
+
+setup: $(READY) ## only set up .venv
+
+lock: $(READY) ## make the hashed locks in requirements/ anew from pyproject.toml
+	@$(PY) requirements/lock.py
+
+clean: ## remove results and .venv (the cache of downloaded data and weights in .cache stays)
+	rm -rf $(VENV) $(ARTIFACTS)
+	find model_repository -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nA first run: make finetune export serve\n'
+
+# The environment: hashed locks only. The Triton wheel goes in without its declared dependencies, which are for a
+# Python layer that is not used here.
+$(READY): requirements/cpu.txt requirements/triton-server.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "error: Slipway needs Python 3.11; set PYTHON=/path/to/python3.11 (found: $$($(PYTHON) --version))"; exit 1; }
+	@echo "setup: .venv with $$(grep -c == requirements/cpu.txt) pinned packages (about 2 GB; one to three minutes)"
+	@started=$$SECONDS; \
+	[ -x $(PY) ] || $(PYTHON) -m venv $(VENV); \
+	for step in "requirements/cpu.txt" "requirements/triton-server.txt --no-deps"; do \
+	  { $(PY) -m pip install --disable-pip-version-check --require-hashes -r $$step 2>$(VENV)/setup.log || \
+	    { echo "error: pip failed; the end of $(VENV)/setup.log:"; tail -n 5 $(VENV)/setup.log; exit 1; }; } | \
+	  awk -v tty="$$([ -t 1 ] && echo 1)" '/^error/ || bad {bad = 1; print "\n" $$0; fflush(); next} \
+	    /^Collecting/ {n++} {if (tty) printf "\r  %4d packages found; %-60.60s", n, $$1 " " $$2 " " $$3; fflush()} \
+	    END {if (tty) printf "\r%-90s\r", ""; exit bad}'; \
+	done; \
+	touch $(READY); echo "setup: done in $$((SECONDS - started)) s"
+
+.PHONY: finetune export serve evaluate bench loadtest tables test test-unit check recipes setup lock clean help
