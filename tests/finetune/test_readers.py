@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def tagged_rows(draw: st.DrawFn) -> list[Row]:
         cuts = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)))
         entities = [
             Entity(start, end, draw(st.sampled_from(["PER", "LOC"])))
-            for start, end in zip(cuts, cuts[1:], strict=False)
+            for start, end in pairwise(cuts)
             if draw(st.booleans())
         ]
         rows.append(Row(text, entities=tuple(entities)))
@@ -304,6 +305,30 @@ def test_a_field_longer_than_the_limit_is_a_bad_row(tmp_path: Path) -> None:
 def test_a_field_above_the_standard_limit_of_csv_is_read(tmp_path: Path) -> None:
     long = "好" * 200_000
     assert rows_of(put(tmp_path / "a.csv", f"text,label\n{long},a\n")) == [Row(long, "a")]
+
+
+pieces = st.sampled_from(
+    [*(one.encode() for one in '",:\n\r\t\0 {}[]1O好'), b"\xff", b"\xe5\xa5", b"\xba\xc3", b"B-X", b"I-X", b"S-X"]
+) | st.sampled_from([b'"text"', b'"label"', b'{"text": "a", "label": "b"}', b"\r\n"])
+
+
+@files
+@given(content=st.lists(pieces, max_size=40).map(b"".join), skip=st.booleans())
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.conll"])
+def test_any_bytes_are_read_or_refused_with_a_line(tmp_path: Path, name: str, content: bytes, skip: bool) -> None:
+    numbered = {"text": 0, "label": 1} if name in ("a.csv", "a.tsv") else {}
+    report = ReadReport()
+    try:
+        rows = rows_of(put(tmp_path / name, content), policy="skip" if skip else "error", report=report, **numbered)
+    except RowError as error:
+        lines = [error.line]
+        assert not skip or name == "a.json"
+    else:
+        lines = [error.line for error in report.skipped]
+        assert report.rows == len(rows)
+        assert all(row.text.strip() for row in rows)
+    assert all(1 <= line <= content.count(b"\n") + 1 for line in lines)
+    assert lines == sorted(lines)
 
 
 # Shapes of good input

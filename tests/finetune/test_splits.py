@@ -72,7 +72,8 @@ def test_a_split_does_not_depend_on_hash_randomisation() -> None:
     program = (
         "from bundle.rows import Entity, Row\n"
         "from finetune.data.splits import sample, split\n"
-        "rows = [Row(f'{n}', None, None, (Entity(0, 1, 'ABC'[n % 3]), Entity(1, 2, 'BCD'[n % 2]))) for n in range(90)]\n"
+        "pairs = [(Entity(0, 1, 'ABC'[n % 3]), Entity(1, 2, 'BCD'[n % 2])) for n in range(90)]\n"
+        "rows = [Row(f'{n}', entities=pair) for n, pair in enumerate(pairs)]\n"
         "print([row.text for row in split(rows, dev=0.2, test=0.2, seed=3).dev + sample(rows, 20, 3)])\n"
     )
     printed = {

@@ -230,6 +230,20 @@ def test_a_broken_checkpoint_is_refused_with_the_reason(
     assert str(caught.value).startswith(f"{tmp_path}/m.bin: ")
 
 
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_change_of_the_description_gives_arrays_or_a_clear_error(tmp_path: Path, data: st.DataObject) -> None:
+    content = bytearray(pickled({"w": tensor(ONE, 0, (2, 2), (2, 1)), "v": tensor(ONE, 1, (3,), (1,))}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = read_torch_state(checkpoint(tmp_path / "m.bin", bytes(content), RAW))
+    except DataError as error:
+        assert str(error).startswith(f"{tmp_path}/m.bin: ")
+    else:
+        assert all(isinstance(array, np.ndarray) for array in found.values())
+
+
 def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
     good = checkpoint(tmp_path / "m.bin", {"w": tensor(ONE, 0, (4,), (1,))}, {"0": b"0123456789abcdef"})
     content = good.read_bytes()
