@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.check:
                 temporary = file.with_name(f".{file.name}.{os.getpid()}")
                 temporary.write_text(after, encoding="utf-8")
-                os.replace(temporary, file)
+                temporary.replace(file)
     except TablesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

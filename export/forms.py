@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -72,10 +72,8 @@ class Candidate:
 
     def close(self) -> None:
         """Ends the process."""
-        try:
+        with suppress(OSError):  # it may be dead already
             self.pipe.send(None)
-        except OSError:
-            pass  # it is dead already
         self.pipe.close()
         self.process.join(5)
         if self.process.is_alive():
@@ -162,7 +160,7 @@ def stand(pipe: Connection, job: dict[str, Any]) -> None:
     os.dup2(log, 2)
     try:
         run = OPENERS[job["format"]](job)
-    except Exception as error:  # noqa: BLE001  # whatever a runtime raises is the reason to tell
+    except Exception as error:  # whatever a runtime raises is the reason to tell
         pipe.send(_one_line(error))
         return
     pipe.send(True)
@@ -171,7 +169,7 @@ def stand(pipe: Connection, job: dict[str, Any]) -> None:
             start = time.perf_counter()
             logits = run(*batch)
             answer: object = (time.perf_counter() - start, logits)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             answer = _one_line(error)
         pipe.send(answer)
 

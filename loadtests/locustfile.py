@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gevent  # type: ignore[import-untyped]
-import gevent.event  # type: ignore[import-untyped]
+import gevent
+import gevent.event
 
 from loadtests.answers import Answer, check
 from loadtests.arrivals import arrival_times
@@ -160,12 +160,12 @@ def _end(environment: Environment, **_: Any) -> None:
     Path(options.rows).write_text(to_csv(Caller.run_state.rows), encoding="utf-8")
 
 
-events.init_command_line_parser.add_listener(_arguments)  # type: ignore[no-untyped-call]
-events.init.add_listener(_begin)  # type: ignore[no-untyped-call]
-events.quitting.add_listener(_end)  # type: ignore[no-untyped-call]
+events.init_command_line_parser.add_listener(_arguments)
+events.init.add_listener(_begin)
+events.quitting.add_listener(_end)
 
 
-class Caller(FastHttpUser):
+class Caller(FastHttpUser):  # type: ignore[misc]  # Locust's types are not followed
     """One caller with one connection that stays open."""
 
     run_state: Run
@@ -174,9 +174,9 @@ class Caller(FastHttpUser):
     def on_start(self) -> None:
         self.number = next(self.run_state.users)
         # Locust would count each request by its real start, warm-up included; `send` reports what is to count.
-        self.client.request_event = EventHook()  # type: ignore[no-untyped-call]
+        self.client.request_event = EventHook()
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def call(self) -> None:
         run = self.run_state
         for number, intended, ask in run.open() if run.plan.rate else run.closed(self.number):
@@ -187,7 +187,7 @@ class Caller(FastHttpUser):
     def send(self, number: int, intended: float, ask: Ask) -> None:
         """Sends one request and keeps what came of it."""
         run = self.run_state
-        start = run.now()
+        start = run.now() if run.plan.rate else intended
         size, status = 0, 0
         if start > run.plan.span + DRAIN_SECONDS:
             answer, end = Answer("unsent", "no connection became free before the end of the run"), start
@@ -195,7 +195,7 @@ class Caller(FastHttpUser):
             headers = {"Content-Type": "application/json"}
             with self.client.post(
                 run.plan.url,
-                data=ask.body,  # type: ignore[arg-type]  # bytes are sent as they are; the annotation forgets them
+                data=ask.body,
                 headers=headers,
                 catch_response=True,
             ) as response:

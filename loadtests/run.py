@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,9 @@ def default_texts(model: str) -> Path:
     """
     bundle = Path("artifacts") / model / "bundle"
     file = bundle / "splits" / "test.jsonl"
-    try:
-        # Only a path is read from it; what else a manifest holds is not this room's business.
+    # Only a path is read from the manifest; without it the usual name is tried, and its absence told.
+    with suppress(OSError, ValueError, KeyError, TypeError):
         file = bundle / str(json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["splits"]["test"]["file"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # then the usual name is tried, and its absence told
     if not file.is_file():
         raise TextsUnusable(file, "no such file, and no --texts was given")
     return file
@@ -148,7 +147,7 @@ def run(plan: Plan, model: dict[str, Any], out: Path, progress: Progress | None 
         # The summary last: where it is new, the rest is too.
         for file in sorted(folder.iterdir(), key=lambda item: item.name == SUMMARY):
             file.chmod(0o644)
-            os.replace(file, out / file.name)
+            file.replace(out / file.name)
         return summary
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -159,7 +158,7 @@ def write_json(file: Path, value: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    temporary.replace(file)
 
 
 def _locust(plan: Plan, folder: Path, pairs: bool, progress: Progress | None) -> None:
