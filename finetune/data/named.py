@@ -65,7 +65,9 @@ INEWS_LABELS = ("positive", "neutral", "negative")
 def inews_key(row: Row) -> str:
     """An article is known by its body: the same text was often scraped under several titles.
 
-    A row without a body is known by its title.
+    A row without a body is known by its title. De-duplicated by this key, train has 5,203 rows (27 contradicted ones
+    are dropped). The 5,159 of earlier baselines are the distinct bodies of train that stand in neither dev nor test:
+    there all articles without a body count as one text, which is also in test, and contradictions keep a copy.
     """
     title, _, body = row.text.partition("\n")
     return body.strip() or title.strip()
