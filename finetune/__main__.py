@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Labelled rows → a fine-tuned ERNIE or BERT in a bundle.",
     epilog="Examples: python -m finetune run news · python -m finetune run my.toml --form full",
 )
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 Out = Annotated[Path, typer.Option(help="Folder under which results go, as <out>/<recipe name>/.")]
 
 

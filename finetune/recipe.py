@@ -160,7 +160,7 @@ def find(name_or_path: str) -> Path:
 
 
 def load(name_or_path: str, form: Form = "quick") -> Recipe:
-    """Reads a recipe in one of its forms. The full form is named ``<name>-full``.
+    """Reads a recipe in one of its forms. It is named by its file; the full form is named ``<file>-full``.
 
     Raises:
         RecipeError: unreadable, an unknown or wrong key, or no such form.
@@ -175,8 +175,9 @@ def load(name_or_path: str, form: Form = "quick") -> Recipe:
         if not isinstance(full, dict):
             raise RecipeError(path, "full", "this recipe has no full form")
         table = _merged(table, full)
-        table["name"] = f"{table.get('name', path.stem)}-full"
-    table.setdefault("name", path.stem)
+    if "name" in table:
+        raise RecipeError(path, "name", "a recipe is named by its file; remove this key")
+    table["name"] = path.stem if form == "quick" else f"{path.stem}-full"
     try:
         recipe = Recipe.model_validate(table)
         if isinstance(full, dict):  # a mistake in the other form is found now, not in a month

@@ -127,6 +127,10 @@ def _golden_rows(rows: list[Row], predicted: list[Predicted]) -> list[Row]:
     """Dev rows of at most a few windows: half by length from short to long, the rest to show every answer."""
     fit = [n for n, item in enumerate(predicted) if len(item.encoded.windows) <= GOLDEN_WINDOWS] or [0]
     fit.sort(key=lambda n: predicted[n].encoded.tokens)
+    several = [n for n, item in enumerate(predicted) if len(item.encoded.windows) > 1]
+    if several and len(predicted[fit[-1]].encoded.windows) == 1:
+        # Long texts only: the shortest of them stands in, or pooling would go unproved.
+        fit.append(min(several, key=lambda n: predicted[n].encoded.tokens))
     half = min(GOLDEN_ROWS // 2, len(fit))
     chosen = [fit[round(k * (len(fit) - 1) / max(half - 1, 1))] for k in range(half)]
     by_gold: dict[object, list[int]] = {}

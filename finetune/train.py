@@ -246,7 +246,6 @@ def _trainer(
         bf16=amp == "bf16",
         fp16_opt_level="O1",
         seed=settings.seed,
-        data_seed=settings.seed,
         report_to=["visualdl"],
         disable_tqdm=True,
         skip_memory_metrics=True,

@@ -1,0 +1,72 @@
+"""Who may import whom: the rooms meet on disk, in the bundle, and nowhere else."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("bundle", "finetune", "export", "serving", "loadtests")
+MAY_IMPORT = {
+    "bundle": set(),
+    "finetune": {"bundle"},
+    "export": {"bundle"},
+    "serving": {"bundle"},
+    "loadtests": set(),
+}
+PADDLE = ("paddle", "paddlenlp", "paddle2onnx")
+WEB = ("fastapi", "starlette", "uvicorn", "tritonclient", "prometheus_client")
+FORBIDDEN = {
+    "bundle": (*PADDLE, *WEB, "onnx", "onnxruntime", "sklearn", "rich", "typer"),
+    "serving": (*PADDLE, "onnx", "onnxslim", "sklearn", "torch"),
+    "loadtests": (*PADDLE, "onnx", "onnxruntime", "tokenizers"),
+    "finetune": (*WEB, "onnx", "onnxruntime", "torch"),
+    "export": (*WEB, "torch", "sklearn"),
+}
+
+
+def imports_of(room: str) -> list[tuple[Path, str]]:
+    """Every module that a room's files import anywhere, also inside functions."""
+    found = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found += [(path, alias.name) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.append((path, node.module))
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
+    assert imports_of(room), f"{room} has no imports: this test looks at nothing"
+    for path, module in imports_of(room):
+        top = module.partition(".")[0]
+        if top in ROOMS and top != room:
+            assert top in MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_no_library_of_another_rooms_work(room: str) -> None:
+    for path, module in imports_of(room):
+        top = module.partition(".")[0]
+        assert top not in FORBIDDEN[room], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_only_one_file_of_serving_talks_to_triton() -> None:
+    files = {path.name for path in (ROOT / "serving").rglob("*.py") if "tritonclient" in path.read_text()}
+    users = {path.name for path, module in _all_imports(ROOT / "serving") if module.startswith("tritonclient")}
+    assert len(users) == 1, f"{users} of {files}"
+
+
+def _all_imports(folder: Path) -> list[tuple[Path, str]]:
+    return imports_of(folder.name)
+
+
+def test_no_tracked_file_names_an_index_address_in_a_lock() -> None:
+    for path in (ROOT / "requirements").glob("*.txt"):
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text and "--index-url" not in text, path
+        assert "--hash=sha256:" in text
