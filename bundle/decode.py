@@ -48,7 +48,8 @@ class Tagged:
 def softmax(logits: FloatArray) -> FloatArray:
     """Probabilities along the last axis, computed without overflow."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    scores: FloatArray = (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return scores
 
 
 def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], pooling: Pooling) -> Classified:

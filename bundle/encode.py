@@ -343,7 +343,7 @@ def wordpiece_tokenizer(vocab: Sequence[str], *, lowercase: bool = True) -> Toke
     missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if piece not in index]
     if missing:
         raise BundleError(f"the vocabulary lacks {', '.join(missing)}")
-    model = {
+    model: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

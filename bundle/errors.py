@@ -1,27 +1,28 @@
 """The errors of the whole project. A constructor takes the facts and writes the sentence.
 
-    SlipwayError
-    ├── DataError            a file of rows, a named data set or base weights cannot be used
-    │   ├── RowError             one row: file, line, reason
-    │   └── AssetUnavailable     pip or the hub could not bring it; says the offline way out
-    ├── RecipeError          a recipe's key or value is wrong: file, key, allowed values
-    ├── BundleError          a bundle folder is missing, incomplete or not what its manifest says
-    │   ├── ManifestInvalid      bundle.json does not follow the schema
-    │   ├── ChecksumMismatch     a file differs from its recorded sha256
-    │   └── GoldenMismatch       the live model does not reproduce the golden rows
-    ├── ExportError          a conversion went wrong
-    │   ├── ConversionFailed     a converter failed or crashed
-    │   ├── FusionMissing        the graph did not fuse as its architecture demands
-    │   └── ParityFailed         the converted graph does not compute what its source does
-    ├── RequestError         the caller can mend it: which field, which limit
-    │   ├── InvalidText          not text that can be encoded, or empty
-    │   ├── LimitExceeded        a count or a size above its limit
-    │   ├── TextTooLong          more windows than max_windows
-    │   └── ModelUnknown         no such model
-    ├── EngineError          the engine cannot answer now
-    │   ├── EngineUnavailable    not reachable, not ready or died
-    │   └── EngineTimeout        did not answer before the deadline
-    └── CoverageLost         a window plan or a tokenizer lost part of the text: a bug, never the caller's fault
+SlipwayError
+├── DataError            a file of rows, a named data set or base weights cannot be used
+│   ├── RowError             one row: file, line, reason
+│   └── AssetUnavailable     pip or the hub could not bring it; says the offline way out
+├── RecipeError          a recipe's key or value is wrong: file, key, allowed values
+├── BundleError          a bundle folder is missing, incomplete or not what its manifest says
+│   ├── ManifestInvalid      bundle.json does not follow the schema
+│   ├── ChecksumMismatch     a file differs from its recorded sha256
+│   └── GoldenMismatch       the live model does not reproduce the golden rows
+├── ExportError          a conversion went wrong
+│   ├── ConversionFailed     a converter failed or crashed
+│   ├── FusionMissing        the graph did not fuse as its architecture demands
+│   └── ParityFailed         the converted graph does not compute what its source does
+├── RequestError         the caller can mend it: which field, which limit
+│   ├── MalformedRequest     the body is not JSON
+│   ├── InvalidText          not text that can be encoded, or empty
+│   ├── LimitExceeded        a count or a size above its limit
+│   ├── TextTooLong          more windows than max_windows
+│   └── ModelUnknown         no such model
+├── EngineError          the engine cannot answer now
+│   ├── EngineUnavailable    not reachable, not ready or died
+│   └── EngineTimeout        did not answer before the deadline
+└── CoverageLost         a window plan or a tokenizer lost part of the text: a bug, never the caller's fault
 """
 
 from __future__ import annotations
@@ -155,6 +156,13 @@ class RequestError(SlipwayError):
     def __init__(self, field: str, sentence: str, *, limit: int | None = None, value: int | None = None) -> None:
         self.field, self.limit, self.value = field, limit, value
         super().__init__(sentence)
+
+
+class MalformedRequest(RequestError):
+    """The body of a request is not JSON."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("body", f"the body is not JSON: {reason}")
 
 
 class InvalidText(RequestError):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.encode import Encoder, IntArray
 from bundle.decode import FloatArray
+from bundle.encode import Encoder, IntArray
 from bundle.errors import BundleError
 from bundle.folder import write_atomic
 from bundle.manifest import Parity, Pooling, Task

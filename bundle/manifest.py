@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from bundle.errors import ManifestInvalid
 
-SCHEMA = "slipway.bundle/1"
+SCHEMA: Literal["slipway.bundle/1"] = "slipway.bundle/1"
 
 TaskKind = Literal["single-label", "text-pair", "token-classification"]
 Pooling = Literal["mean", "max", "first", "weighted", "logit-mean", "confidence"]
@@ -146,7 +146,7 @@ class Quality(Frozen):
 
 
 class Artifact(Frozen):
-    """One form of the model. ``file`` is what a runtime opens; ``files`` are its companions (weights beside a graph)."""
+    """One form of the model: ``file`` is what a runtime opens, ``files`` are its companions (weights by a graph)."""
 
     file: str
     sha256: str

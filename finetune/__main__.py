@@ -73,7 +73,7 @@ def _is_current(root: Path, prepared: Any, up_to_date: Any) -> bool:
 def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> None:
     from rich.progress import Progress
 
-    from bundle.manifest import Quality
+    from bundle.manifest import Pooling, Quality
     from finetune.baseline import tfidf_baselines
     from finetune.evaluate import choose_pooling, evaluate, show, write
     from finetune.save import save
@@ -96,7 +96,8 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
 
     dev = measured("dev", prepared.dev_sample)
     is_tagger = task.kind == "token-classification"
-    pooling, poolings = "mean", {}
+    pooling: Pooling = "mean"
+    poolings: dict[str, dict[str, float]] = {}
     if not is_tagger:
         pooling, poolings = choose_pooling(prepared.dev_sample, dev, task, recipe.metric)
         if recipe.text.pooling != "auto":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,18 @@ def choose_pooling(
     rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, metric: str
 ) -> tuple[Pooling, dict[str, dict[str, float]]]:
     """The pooling that is best on dev (ties: the one named first in `POOLINGS`), and the scores of all."""
-    scores = {how: metrics_of(rows, predicted, task, how) for how in POOLINGS}
+    scores: dict[str, dict[str, float]] = {how: metrics_of(rows, predicted, task, how) for how in POOLINGS}
     return max(POOLINGS, key=lambda how: (scores[how][metric], -POOLINGS.index(how))), scores
 
 
 def evaluate(
-    split: str, rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, pooling: Pooling,
-    buckets: Sequence[int], of_rows: int,
+    split: str,
+    rows: Sequence[Row],
+    predicted: Sequence[Predicted],
+    task: Task,
+    pooling: Pooling,
+    buckets: Sequence[int],
+    of_rows: int,
 ) -> Evaluation:
     """Scores one split.
 
@@ -104,7 +110,7 @@ def _by_length(
 ) -> dict[str, dict[str, float]]:
     result = {}
     edges = [0, *ends, 1 << 62]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         chosen = [number for number, answer in enumerate(predicted) if low < answer.encoded.tokens <= high]
         if chosen:
             name = f"≤ {high}" if high < 1 << 62 else f"> {low}"

@@ -66,13 +66,17 @@ def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
         train = sample(train, recipe.data.rows, seed)
     task = _task(recipe, labels, train, dev, test)
     base = open_base(recipe.base.model, recipe.base.licence, cache)
-    say(f"base model {base.source.name}: {base.family}, {base.config['num_hidden_layers']} layers × "
-        f"{base.config['hidden_size']}; licence: {base.source.licence}")
+    say(
+        f"base model {base.source.name}: {base.family}, {base.config['num_hidden_layers']} layers × "
+        f"{base.config['hidden_size']}; licence: {base.source.licence}"
+    )
     say(f"data {source.name}; licence: {source.licence}")
     encoder = Encoder(base.tokenizer(), text_spec(recipe, base))
     positions = base.config.get("max_position_embeddings", 512)
     if recipe.text.max_tokens > positions:
-        raise DataError(f"text.max_tokens is {recipe.text.max_tokens}, but {base.source.name} has {positions} positions")
+        raise DataError(
+            f"text.max_tokens is {recipe.text.max_tokens}, but {base.source.name} has {positions} positions"
+        )
     dev_sample = dev if recipe.data.dev_rows is None else sample(dev, recipe.data.dev_rows, seed)
     test_sample = test if recipe.data.test_rows is None else sample(test, recipe.data.test_rows, seed)
     return Prepared(
@@ -122,7 +126,12 @@ def _read(
         for note in named.notes:
             say(note)
         train, dev, test, labels, source, key = (
-            named.train, named.dev, named.test, named.labels, named.source, named.key,
+            named.train,
+            named.dev,
+            named.test,
+            named.labels,
+            named.source,
+            named.key,
         )
     else:
         train = _file(recipe, str(data.train), say)

@@ -30,11 +30,15 @@ class Strict(BaseModel):
 class Data(Strict):
     """Where the rows come from: a named dataset, or files of the user's own."""
 
-    dataset: str | None = Field(default=None, description="a named dataset that pip brings, see `python -m finetune data`")
+    dataset: str | None = Field(
+        default=None, description="a named dataset that pip brings, see `python -m finetune data`"
+    )
     train: str | None = Field(default=None, description="file of rows; relative paths start at the recipe's folder")
     dev: str | float | int | None = Field(default=None, description="a file, a share of train, or a number of rows")
     test: str | float | int | None = Field(default=None, description="a file, a share of train, or a number of rows")
-    format: Literal["csv", "tsv", "json", "jsonl", "conll"] | None = Field(default=None, description="default: by suffix")
+    format: Literal["csv", "tsv", "json", "jsonl", "conll"] | None = Field(
+        default=None, description="default: by suffix"
+    )
     encoding: str | None = Field(default=None, description="default: UTF-8, else GB18030")
     text: str | int = "text"
     label: str | int = "label"
@@ -43,7 +47,9 @@ class Data(Strict):
     on_bad_row: Literal["error", "skip"] = "error"
     rows: int | None = Field(default=None, ge=2, description="train on a stratified sample of this many rows")
     dev_rows: int | None = Field(default=None, ge=2, description="measure dev on a stratified sample of this many rows")
-    test_rows: int | None = Field(default=None, ge=2, description="measure test on a stratified sample of this many rows")
+    test_rows: int | None = Field(
+        default=None, ge=2, description="measure test on a stratified sample of this many rows"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -80,11 +86,15 @@ class Text(Strict):
 class Train(Strict):
     """How PaddleNLP's Trainer trains."""
 
-    epochs: float = Field(default=2.0, gt=0, description="passes over the rows; each pass reads one window of every row")
+    epochs: float = Field(
+        default=2.0, gt=0, description="passes over the rows; each pass reads one window of every row"
+    )
     batch: int = Field(default=16, ge=1, description="windows in one step")
     accumulate: int = Field(default=1, ge=1, description="steps whose gradients are added before an update")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the encoder")
-    head_learning_rate: float | None = Field(default=None, gt=0, description="peak rate of the new head; default: the same")
+    head_learning_rate: float | None = Field(
+        default=None, gt=0, description="peak rate of the new head; default: the same"
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     weight_decay: float = Field(default=0.01, ge=0)
@@ -93,7 +103,10 @@ class Train(Strict):
     freeze_embeddings: bool = False
     freeze_layers: int = Field(default=0, ge=0, description="lowest encoder layers that are not trained")
     class_balance: float = Field(
-        default=0.0, ge=0, le=1, description="exponent of the loss weight (mean count / class count); 0 weighs all alike"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="exponent of the loss weight (mean count / class count); 0 weighs all alike",
     )
     windows: Literal["first", "random", "head-heavy"] = Field(
         default="head-heavy",

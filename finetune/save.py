@@ -93,8 +93,10 @@ def save(
                 format="paddle",
                 precision="fp32",
                 quality=quality,
-                details={"max_drop": prepared.recipe.export.max_drop,
-                         "min_agreement": prepared.recipe.export.min_agreement},
+                details={
+                    "max_drop": prepared.recipe.export.max_drop,
+                    "min_agreement": prepared.recipe.export.min_agreement,
+                },
             )
         },
     )
@@ -177,7 +179,11 @@ def commit() -> str:
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -192,4 +198,3 @@ def up_to_date(root: Path, prepared: Prepared) -> bool:
 
     made = open_bundle(root).manifest.made
     return made.recipe_sha256 == prepared.recipe.checksum() and made.data.sha256 == prepared.data_sha256
-

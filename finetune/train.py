@@ -141,7 +141,9 @@ def freeze(model: Any, prepared: Prepared) -> str:
             count += int(np.prod(parameter.shape))
     if not count:
         return ""
-    what = "embeddings" + (f" and the lowest {layers} of {prepared.base.config['num_hidden_layers']} layers" if layers else "")
+    what = "embeddings" + (
+        f" and the lowest {layers} of {prepared.base.config['num_hidden_layers']} layers" if layers else ""
+    )
     return f"{what}, {count / 1e6:.1f} M parameters"
 
 
@@ -256,6 +258,8 @@ def _trainer(
     class WindowTrainer(Trainer):  # type: ignore[misc]
         """PaddleNLP's Trainer over planned windows."""
 
+        control: Any
+
         def get_train_dataloader(self) -> Any:
             return paddle.io.DataLoader(
                 windows, batch_sampler=_Planned(batches), collate_fn=windows.collate, num_workers=0, return_list=True
@@ -350,7 +354,9 @@ def _optimizer(model: Any, prepared: Prepared, scheduler: Any) -> Any:
     import paddle
 
     settings = prepared.recipe.train
-    encoder, head, decayed = [], [], set()
+    encoder: list[Any] = []
+    head: list[Any] = []
+    decayed: set[str] = set()
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             continue

@@ -13,10 +13,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOMS = ("finetune", "export", "serving", "triton", "loadtests", "dev")
-FLAGS = (
-    "--quiet --python-version 3.11 --python-platform x86_64-manylinux_2_35 --generate-hashes "
-    "--no-emit-index-url --no-emit-find-links --no-header --no-annotate"
-).split()
+FLAGS = [
+    *("--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
+    *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_35"),
+]
 # Packages that share an import name with their GPU twin and may not stand beside it.
 CPU_ONLY = ("paddlepaddle", "onnxruntime")
 

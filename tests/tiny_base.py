@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-TEXT = "今天气很好北京上海广州人民日报记者张三李四王五在去来了说是不的一大中国这那我们你他她它和与坏差喜欢讨厌糟糕极棒赞烂快慢高低。，！？、"
+TEXT = (
+    "今天气很好北京上海广州人民日报记者张三李四王五在去来了说是不的一大中国这那我们你他她它和与"
+    "坏差喜欢讨厌糟糕极棒赞烂快慢高低。，！？、"
+)
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(TEXT), *"abcdefgh0123456789", "##a", "##1"]
 
 

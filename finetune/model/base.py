@@ -167,7 +167,9 @@ def _check_weights(folder: Path, places: Mapping[str, Any], state: State) -> Non
         raise DataError(f"{folder}: {len(unknown)} encoder weights have no place in the model, first {unknown[0]}")
     for name, tensor in places.items():
         if name in state and tuple(tensor.shape) != state[name].shape:
-            raise DataError(f"{folder}: {name} has shape {state[name].shape}, config.json makes it {tuple(tensor.shape)}")
+            raise DataError(
+                f"{folder}: {name} has shape {state[name].shape}, config.json makes it {tuple(tensor.shape)}"
+            )
 
 
 def torch_to_paddle(state: Mapping[str, npt.NDArray[Any]]) -> State:

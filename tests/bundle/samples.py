@@ -5,9 +5,11 @@ from __future__ import annotations
 from bundle.encode import Encoder, wordpiece_tokenizer
 from bundle.manifest import FileRef, TextSpec
 
-PIECES = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] 今 天 气 很 好 北 京 上 海 人 。 ， ！ a b c ab ##a ##b ##c ##cd hello ##world 1 2 3 . ,"
-).split()
+PIECES = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *"今天气很好北京上海人。，！",
+    *("a", "b", "c", "ab", "##a", "##b", "##c", "##cd", "hello", "##world", "1", "2", "3", ".", ","),
+]
 
 
 def make_spec(max_tokens: int = 16, overlap: int = 4, max_windows: int = 1000) -> TextSpec:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from tests.bundle.samples import make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.encode import Encoder, assert_covered, pad, wordpiece_tokenizer
 from bundle.errors import BundleError, CoverageLost, InvalidText, TextTooLong
+from tests.bundle.samples import make_encoder
 
 HANZI = st.text(alphabet="今天气很好北京上海人。，！ abc123\n", min_size=1, max_size=300)
 ANY = st.text(min_size=1, max_size=120)
@@ -32,7 +33,7 @@ def test_windows_read_every_token_and_every_character(text: str, shape: tuple[in
     windows = encoded.windows
     assert windows[0].first == 0 and windows[0].start == 0
     assert windows[-1].last == len(encoded.ids) and windows[-1].end == len(text)
-    for left, right in zip(windows, windows[1:], strict=False):
+    for left, right in pairwise(windows):
         assert right.first == left.last - shape[1], "neighbours share exactly the overlap"
         assert right.start <= left.end, "no character lies between two windows"
     for index, window in enumerate(windows):

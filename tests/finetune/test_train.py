@@ -132,7 +132,9 @@ def test_the_same_recipe_gives_the_same_weights_elsewhere(
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(
     project: Path, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(command(project, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(project, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     checkpoints = tmp_path / "mood" / "run" / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("checkpoint-*/scheduler.pdparams")):
@@ -158,7 +160,8 @@ def test_a_changed_recipe_trains_anew(project: Path, tmp_path: Path) -> None:
 
 def test_frozen_layers_stay_as_the_base_model_has_them(tmp_path: Path) -> None:
     recipe = write_project(
-        tmp_path / "p", RECIPE.replace("freeze_embeddings = false", "freeze_layers = 1").replace("epochs = 6", "epochs = 1")
+        tmp_path / "p",
+        RECIPE.replace("freeze_embeddings = false", "freeze_layers = 1").replace("epochs = 6", "epochs = 1"),
     )
     run(recipe, tmp_path)
     base = read_paddle_state(tmp_path / "p" / "base" / "model_state.pdparams")
