@@ -57,10 +57,10 @@ class TritonPythonModel:
         for group in self._groups(order, lengths):
             longest = lengths[group[-1]]
             logits = self._run(calls, [windows[index] for index in group], longest)
-            for index, values in zip(group, logits):
+            for index, values in zip(group, logits, strict=True):
                 call, row = windows[index]
                 answers[call][row] = values
-        return [self._response(arrays[0], rows) for arrays, rows in zip(calls, answers)]
+        return [self._response(arrays[0], rows) for arrays, rows in zip(calls, answers, strict=True)]
 
     def _length(self, ids: Any) -> int:
         """Tokens of a window up to the last one that is not padding."""

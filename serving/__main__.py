@@ -1,0 +1,110 @@
+"""The command line of `serving`: starts the gateway in the foreground and stops it cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve exported bundles over HTTP.")
+
+EXAMPLES = """
+Examples:
+
+    python -m serving run                              every exported bundle, on a Triton of its own
+
+    python -m serving run --engine onnx --port 9000    no Triton, ONNX Runtime in this process
+
+    python -m serving run --triton-url triton:8001     a Triton that runs elsewhere
+
+Every option can also be set as SLIPWAY_<NAME>; `python -m serving settings` lists them all.
+"""
+
+
+@app.callback()
+def main() -> None:
+    """Serve exported bundles over HTTP."""
+
+
+@app.command(epilog=EXAMPLES)
+def run(
+    engine: Annotated[str | None, typer.Option(help="triton (default) or onnx.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; default 8000, 0 takes a free one.")] = None,
+    bundles: Annotated[Path | None, typer.Option(help="Folder of bundles; default artifacts.")] = None,
+    model_repository: Annotated[Path | None, typer.Option(help="Triton's folder of models.")] = None,
+    triton_url: Annotated[str | None, typer.Option(help="host:port (gRPC) of a Triton elsewhere.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one computation; 0: all cores.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve every exported bundle until Ctrl-C or SIGTERM."""
+    from pydantic import ValidationError
+
+    from bundle.errors import SlipwayError
+    from serving.settings import Settings
+
+    given = {
+        "engine": engine,
+        "host": host,
+        "port": port,
+        "bundles": bundles,
+        "model_repository": model_repository,
+        "triton_url": triton_url,
+        "threads": threads,
+    }
+    try:
+        values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        settings = Settings(**values)
+        logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        _give_up(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']} (it is {first['input']!r})")
+    except ValueError as error:
+        _give_up(str(error))
+
+    from serving.gateway import Gateway
+    from serving.server import serve
+
+    try:
+        with _listening(settings.host, settings.port) as listener:
+            asyncio.run(serve(Gateway(settings), listener, log_level, typer.echo))
+    except SlipwayError as error:
+        _give_up(str(error))
+
+
+@app.command()
+def settings() -> None:
+    """List every setting: its environment variable, default and meaning."""
+    from serving.settings import Settings
+
+    for name, field in Settings.model_fields.items():
+        typer.echo(f"SLIPWAY_{name.upper():<18} {field.default!s:<18} {field.description}")
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket, taken before anything else is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            _give_up(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port (make: PORT=…)")
+        listener.set_inheritable(False)
+        yield listener
+
+
+def _give_up(sentence: str) -> NoReturn:
+    typer.echo(f"error: {sentence}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,113 @@
+"""Bundle folders → models that can be served: found, opened, checksums compared, tokenizer checked.
+
+That the live engine computes what the bundle promises is the gateway's part, since it needs the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.encode import Encoder
+from bundle.errors import BundleError
+from bundle.folder import MANIFEST, Bundle, open_bundle
+from bundle.golden import Golden, check_ids, read_golden
+from bundle.manifest import Artifact, Manifest, Parity
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A bundle whose published artifact is served.
+
+    Attributes:
+        format: name of the published artifact, such as ``onnx_int8``.
+        golden: the reference rows that the live engine must reproduce.
+    """
+
+    bundle: Bundle
+    encoder: Encoder
+    format: str
+    golden: tuple[Golden, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def artifact(self) -> Artifact:
+        return self.manifest.artifacts[self.format]
+
+    @property
+    def parity(self) -> Parity:
+        """The parity that export measured; `load` makes sure that it is there."""
+        assert self.artifact.parity is not None
+        return self.artifact.parity
+
+    @property
+    def graph(self) -> Path:
+        """The file that a runtime opens."""
+        return self.bundle.path(self.artifact.file)
+
+    @property
+    def is_tagger(self) -> bool:
+        return self.manifest.task.kind == "token-classification"
+
+
+def find(folder: Path) -> list[Path]:
+    """Bundle folders under ``folder``: itself, ``<name>`` or ``<name>/bundle``, in alphabetical order."""
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    if not folder.is_dir():
+        return []
+    found = []
+    for child in sorted(folder.iterdir()):
+        found += [place for place in (child, child / "bundle") if (place / MANIFEST).is_file()]
+    return found
+
+
+def load(folder: Path, skipped: Callable[[str], None] = lambda sentence: None) -> dict[str, ServedModel]:
+    """Opens and checks every exported bundle under ``folder``.
+
+    Args:
+        skipped: told of each bundle that was not exported yet.
+
+    Raises:
+        BundleError: nothing to serve, or a bundle is broken; names the bundle and what to do.
+    """
+    places = find(folder)
+    if not places:
+        raise BundleError(f"there is no bundle under {folder}; run `make finetune export` first")
+    models: dict[str, ServedModel] = {}
+    for place in places:
+        bundle = open_bundle(place, verify=False)
+        if not bundle.manifest.published:
+            skipped(f"{place} is trained but not exported; run `make export`")
+            continue
+        if bundle.name in models:
+            raise BundleError(f"{place} and {models[bundle.name].bundle.root} have the same name {bundle.name!r}")
+        models[bundle.name] = _checked(bundle)
+    if not models:
+        raise BundleError(f"no bundle under {folder} has been exported; run `make export`")
+    return models
+
+
+def _checked(bundle: Bundle) -> ServedModel:
+    published = bundle.manifest.published
+    artifact = bundle.manifest.artifacts[published]
+    if artifact.format != "onnx":
+        raise BundleError(f"{bundle.root}: published artifact {published!r} is {artifact.format}, not onnx")
+    if artifact.parity is None:
+        raise BundleError(f"{bundle.root}: published artifact {published!r} has no parity; run `make export`")
+    bundle.verify([published])
+    encoder = Encoder.of(bundle)
+    golden = tuple(read_golden(bundle.path(bundle.manifest.golden.file)))
+    try:
+        check_ids(golden, encoder)
+    except BundleError as error:
+        raise BundleError(f"{bundle.root}: {error}") from error
+    return ServedModel(bundle, encoder, published, golden)

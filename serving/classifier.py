@@ -1,0 +1,185 @@
+"""Texts → answers: encode, infer, decode. Knows no HTTP; the engine is whatever it is given.
+
+Windows of all texts of a request are sorted by length and sent to the engine in calls of bounded size. A model whose
+graph is not batch-invariant (dynamic quantization) gets every window in a call of its own and unpadded, so that an
+answer depends neither on the engine nor on what else is asked at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from bundle.decode import Classified, FloatArray, Tagged
+from bundle.encode import Encoded, WindowRow, pad
+from bundle.errors import EngineTimeout, RequestError
+from bundle.predict import Predicted, batches
+from serving.catalogue import ServedModel
+from serving.engines import Engine
+
+Stage = Literal["tokenize", "infer", "decode", "total"]
+T = TypeVar("T")
+
+# Characters up to which a request is tokenized on the event loop itself: below, handing over costs more than it gains.
+INLINE_CHARACTERS = 2000
+# Windows up to which a request is decoded on the event loop.
+INLINE_WINDOWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One input: a text, or a pair of texts; ``field`` is where it stands in the request."""
+
+    text: str
+    pair: str | None = None
+    field: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says about one input; ``classified`` of a classifier, ``tagged`` of a tagger."""
+
+    text: Text
+    encoded: Encoded
+    classified: Classified | None
+    tagged: tuple[Tagged, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to one request, in its order, and how long each stage took (seconds)."""
+
+    answers: tuple[Answer, ...]
+    seconds: dict[Stage, float]
+
+
+class Classifier:
+    """Answers texts with one engine and several models.
+
+    Args:
+        batch_tokens: padded tokens in one engine call.
+        parallel_calls: engine calls that one request may have under way.
+        timeout_seconds: bound of a whole request.
+        workers: threads for tokenizing and decoding of long texts.
+    """
+
+    def __init__(
+        self, engine: Engine, *, batch_tokens: int, parallel_calls: int, timeout_seconds: float, workers: int
+    ) -> None:
+        self.engine = engine
+        self._batch_tokens, self._parallel, self._timeout = batch_tokens, parallel_calls, timeout_seconds
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="text")
+
+    def close(self) -> None:
+        """Ends the worker threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, model: ServedModel, texts: Sequence[Text], *, truncate: bool = False) -> Answers:
+        """Answers some texts.
+
+        Raises:
+            RequestError: a text cannot be read, is too long, or is not of the model's kind.
+            EngineUnavailable, EngineTimeout: no answer now.
+        """
+        check_kind(model, texts)
+        begun = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout):
+                long = sum(len(item.text) + len(item.pair or "") for item in texts) > INLINE_CHARACTERS
+                encoded = await self._off_loop(
+                    long,
+                    lambda: [
+                        model.encoder.encode(item.text, item.pair, truncate=truncate, field=item.field)
+                        for item in texts
+                    ],
+                )
+                tokenized = time.perf_counter()
+                predicted = await self.infer(model, encoded)
+                inferred = time.perf_counter()
+                many = sum(len(item.windows) for item in encoded) > INLINE_WINDOWS
+                answers = await self._off_loop(many, lambda: _decode(model, texts, predicted))
+        except TimeoutError as error:
+            raise EngineTimeout(self._timeout) from error
+        ended = time.perf_counter()
+        return Answers(
+            answers,
+            {
+                "tokenize": tokenized - begun,
+                "infer": inferred - tokenized,
+                "decode": ended - inferred,
+                "total": ended - begun,
+            },
+        )
+
+    async def infer(self, model: ServedModel, encoded: Sequence[Encoded]) -> list[Predicted]:
+        """The logits of every window of every text."""
+        places = [(text, window) for text, item in enumerate(encoded) for window in range(len(item.windows))]
+        rows = [model.encoder.row(encoded[text], window) for text, window in places]
+        logits: list[FloatArray] = [np.empty(0, np.float32)] * len(rows)
+        waiting = iter(self._calls(model, rows))
+
+        async def work() -> None:
+            for call in waiting:
+                ids, types = pad([rows[index] for index in call], model.encoder.spec.pad_id)
+                found = await self.engine.infer(model, ids, types)
+                for index, values in zip(call, found, strict=True):
+                    logits[index] = values if values.ndim == 1 else values[rows[index].content]
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._parallel, len(rows))):
+                    group.create_task(work())
+        except BaseExceptionGroup as failures:
+            # One reason is enough; the others are mostly the same, seen by a neighbouring call.
+            raise failures.exceptions[0] from None
+        answers: list[list[FloatArray]] = [[] for _ in encoded]
+        for (text, _), values in zip(places, logits, strict=True):
+            answers[text].append(values)
+        return [Predicted(item, values) for item, values in zip(encoded, answers, strict=True)]
+
+    def _calls(self, model: ServedModel, rows: Sequence[WindowRow]) -> list[list[int]]:
+        """Which windows go to the engine together: indexes into ``rows``."""
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+        most = self.engine.rows_per_call(model) if model.artifact.batch_invariant else 1
+        calls: list[list[int]] = []
+        for batch in batches(order, rows, self._batch_tokens):
+            calls += [batch[start : start + most] for start in range(0, len(batch), most)]
+        return calls
+
+    async def _off_loop(self, away: bool, work: Callable[[], T]) -> T:
+        if not away:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def check_kind(model: ServedModel, texts: Sequence[Text]) -> None:
+    """A model of text pairs needs pairs, every other model single texts.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    wants_pairs = model.manifest.task.kind == "text-pair"
+    for item in texts:
+        # A bare string has no inner field to name.
+        base = item.field.removesuffix(".text")
+        field = f"{base}.pair" if base != item.field else base
+        if wants_pairs and item.pair is None:
+            raise RequestError(field, f'{model.name!r} compares two texts; send {{"text": …, "pair": …}} as {base}')
+        if not wants_pairs and item.pair is not None:
+            raise RequestError(field, f"{model.name!r} reads single texts; leave out {field}")
+
+
+def _decode(model: ServedModel, texts: Sequence[Text], predicted: Sequence[Predicted]) -> tuple[Answer, ...]:
+    answers = []
+    for text, item in zip(texts, predicted, strict=True):
+        if model.is_tagger:
+            answers.append(Answer(text, item.encoded, None, tuple(item.tagged(model.manifest.task))))
+        else:
+            answers.append(Answer(text, item.encoded, item.classified(model.manifest.text.pooling), ()))
+    return tuple(answers)

@@ -1,0 +1,80 @@
+"""What every request passes first: an id, the body limit, the last catch of errors, the measuring.
+
+Plain ASGI, so that a body is counted while it arrives and never held before it is known to be small enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bundle.errors import LimitExceeded
+from serving.errors import kind_of, problem_of
+from serving.telemetry import Telemetry
+
+log = logging.getLogger("slipway.gateway")
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+class Door:
+    """ASGI middleware around the whole application.
+
+    Args:
+        max_body_bytes: a larger body is refused with 413, at the latest when its surplus byte arrives.
+    """
+
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_body_bytes: int) -> None:
+        self._app, self._telemetry, self._limit = app, telemetry, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        begun, status, started, read = time.perf_counter(), 500, False, 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._limit:
+                raise LimitExceeded("body", "bytes or more", read, self._limit)
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        self._telemetry.in_flight.inc()
+        try:
+            announced = headers.get("content-length", "0")
+            if announced.isdecimal() and int(announced) > self._limit:
+                raise LimitExceeded("body", "bytes", int(announced), self._limit)
+            await self._app(scope, counted, noted)
+        except Exception as error:
+            kind = kind_of(error)
+            if kind.status == 500:
+                log.exception("request %s failed", request_id)
+            if started:
+                # The answer is half sent; only a broken connection can tell the caller so.
+                raise
+            self._telemetry.errors.labels(kind.name).inc()
+            await problem_of(error, request_id)(scope, receive, noted)
+        finally:
+            self._telemetry.in_flight.dec()
+            # The route's pattern, not the path: a caller must not be able to make new time series.
+            route = getattr(scope.get("route"), "path", "none")
+            self._telemetry.requests.labels(route, status).inc()
+            self._telemetry.latency.labels(route).observe(time.perf_counter() - begun)

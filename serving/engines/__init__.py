@@ -1,0 +1,78 @@
+"""What computes logits: one protocol, an in-process ONNX Runtime and a client of Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from bundle.decode import FloatArray
+from bundle.encode import IntArray
+
+if TYPE_CHECKING:
+    from serving.catalogue import ServedModel
+    from serving.settings import Settings
+
+
+class Engine(Protocol):
+    """Computes logits of windows; knows no text and no HTTP."""
+
+    name: str
+
+    async def start(self, models: Sequence[ServedModel]) -> None:
+        """Loads the models and returns when each can answer.
+
+        Raises:
+            BundleError: a model cannot be loaded or is not the one that the bundle publishes.
+            EngineUnavailable: the engine does not start.
+        """
+
+    async def stop(self) -> None:
+        """Ends what `start` began; can be called twice, and after a failed start."""
+
+    async def ready(self) -> dict[str, str]:
+        """Why models cannot answer now: model name → reason; empty when all can. Never raises, and is quick."""
+
+    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> FloatArray:
+        """Logits of some windows.
+
+        Args:
+            input_ids: int64 (windows, tokens), padded with the bundle's pad id.
+            token_type_ids: int64 (windows, tokens).
+
+        Returns:
+            float32 (windows, labels), or (windows, tokens, labels) of a tagger.
+
+        Raises:
+            EngineUnavailable: not reachable, died, or its queue is full.
+            EngineTimeout: no answer in time.
+        """
+
+    def rows_per_call(self, model: ServedModel) -> int:
+        """Most windows in one call of `infer`."""
+
+    def describe(self) -> str:
+        """The engine in a few words, for the start-up summary."""
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that the settings ask for; not started."""
+    # Imported here: each engine loads a large library that the other does not need.
+    if settings.engine == "onnx":
+        from serving.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(settings.intra_op_threads, settings.sessions, settings.max_pending)
+    from serving.engines.triton_engine import TritonEngine
+    from serving.supervisor import Supervisor
+
+    if settings.triton_url:
+        return TritonEngine(settings.triton_url, None, settings.timeout_seconds, settings.start_seconds)
+    supervisor = Supervisor(
+        settings.model_repository, settings.log_folder, settings.intra_op_threads, settings.start_seconds
+    )
+    return TritonEngine("", supervisor, settings.timeout_seconds, settings.start_seconds)
+
+
+def feeds(model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> dict[str, IntArray]:
+    """The model's input tensors by the names that its manifest gives them."""
+    tensors = model.manifest.signature.inputs
+    return {tensor.name: values for tensor, values in zip(tensors, (input_ids, token_type_ids), strict=False)}

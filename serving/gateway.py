@@ -1,0 +1,124 @@
+"""One running gateway: models, engine, classifier and telemetry, started and stopped together.
+
+A start ends in a gateway that answers as the bundles promise, or in an error; there is no half-started state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from bundle.errors import EngineUnavailable, GoldenMismatch, ModelUnknown
+from bundle.golden import compare
+from bundle.manifest import Parity
+from serving import catalogue
+from serving.catalogue import ServedModel
+from serving.classifier import Classifier
+from serving.engines import Engine, make_engine
+from serving.settings import Settings, cores
+from serving.telemetry import Telemetry
+
+
+class Gateway:
+    """Everything that a request needs, and nothing that knows HTTP."""
+
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+        self.settings = settings
+        self.engine = engine or make_engine(settings)
+        self.models: dict[str, ServedModel] = {}
+        self.measured: dict[str, Parity] = {}
+        self.telemetry = Telemetry()
+        self.classifier = Classifier(
+            self.engine,
+            batch_tokens=settings.batch_tokens,
+            parallel_calls=settings.parallel_calls,
+            timeout_seconds=settings.timeout_seconds,
+            workers=min(4, cores()),
+        )
+        self.started = False
+        self.draining = False
+
+    async def start(self, say: Callable[[str], None] = lambda sentence: None) -> None:
+        """Loads the bundles, starts the engine and passes the golden rows through it.
+
+        Args:
+            say: told what is being done, one sentence each.
+
+        Raises:
+            BundleError: nothing to serve, a broken bundle, or an engine that does not compute what it promises.
+            EngineUnavailable: the engine does not start.
+        """
+        say(f"reading bundles under {self.settings.bundles}")
+        self.models = await asyncio.to_thread(catalogue.load, self.settings.bundles, lambda s: say(f"skipped: {s}"))
+        say(f"starting the {self.engine.name} engine with {', '.join(self.models)}")
+        try:
+            await self.engine.start(list(self.models.values()))
+            for model in self.models.values():
+                self.measured[model.name] = parity = await self.check_golden(model)
+                say(f"{model.name}: {parity.rows} golden rows agree, largest difference {parity.max_abs:.1e}")
+        except BaseException:
+            await self.stop()
+            raise
+        self.started = True
+
+    async def stop(self) -> None:
+        """Stops the engine; can be called twice."""
+        self.started = False
+        await self.engine.stop()
+        self.classifier.close()
+
+    async def check_golden(self, model: ServedModel) -> Parity:
+        """Passes a model's golden rows through the live engine.
+
+        Raises:
+            GoldenMismatch: it does not reproduce them; says both sides.
+        """
+        encoded = [model.encoder.encode(row.text, row.pair, truncate=True) for row in model.golden]
+        found = await self.classifier.infer(model, encoded)
+        task, recorded = model.manifest.task, model.parity
+        measured = compare(
+            model.golden,
+            found,
+            task,
+            model.manifest.text.pooling,
+            reference=self.engine.name,
+            tolerance=recorded.tolerance,
+        )
+        if measured.max_abs > recorded.tolerance:
+            raise GoldenMismatch(
+                model.name,
+                model.format,
+                f"logits from the {self.engine.name} engine differ by up to {measured.max_abs:.3g}, "
+                f"the bundle allows {recorded.tolerance:.3g} (export measured {recorded.max_abs:.3g})",
+            )
+        if measured.label_agreement < recorded.label_agreement:
+            raise GoldenMismatch(
+                model.name,
+                model.format,
+                f"{measured.label_agreement:.1%} of the rows get the recorded answer from the {self.engine.name} "
+                f"engine, export measured {recorded.label_agreement:.1%}",
+            )
+        return measured
+
+    def model(self, name: str) -> ServedModel:
+        """The model of this name.
+
+        Raises:
+            ModelUnknown: naming those that are served.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            raise ModelUnknown(name, sorted(self.models)) from None
+
+    async def not_ready(self) -> dict[str, str]:
+        """Why models cannot answer now, by model name; empty when all can."""
+        if self.draining or not self.started:
+            reason = "the server is stopping" if self.draining else "the server is starting"
+            return dict.fromkeys(self.models, reason) or {"server": reason}
+        return await self.engine.ready()
+
+    async def check_ready(self, model: ServedModel) -> None:
+        """Raises `EngineUnavailable` if the model cannot answer now."""
+        if reason := (await self.not_ready()).get(model.name):
+            raise EngineUnavailable(reason)

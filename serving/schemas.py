@@ -1,0 +1,304 @@
+"""What travels over HTTP, as typed models with examples: the request, the answers, a model's public description.
+
+A request is parsed strictly: an unknown key, a number in quotes or a wrong type is an error that names the field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+)
+
+from bundle.errors import MalformedRequest, RequestError
+from bundle.manifest import Parity, Quality, Source
+from serving.classifier import Text
+
+_LONG = "央行今日宣布下调存款准备金率0.25个百分点，释放长期资金约五千亿元。"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextPair(Strict):
+    """One input as an object; ``pair`` is the second text of a text-pair model."""
+
+    text: str = Field(description="the text; must hold more than white space", examples=["怎么修改收货地址"])
+    pair: str | None = Field(default=None, description="the second text", examples=["如何更改配送地址"])
+
+
+def _kind_of_item(value: object) -> str | None:
+    if isinstance(value, str):
+        return "(text)"
+    return "(object)" if isinstance(value, dict | TextPair) else None
+
+
+def _kind_of_inputs(value: object) -> str | None:
+    if isinstance(value, str):
+        return "(text)"
+    return "(list)" if isinstance(value, list) else None
+
+
+# The tags show up in pydantic's error locations; parentheses tell them from field names.
+Item: TypeAlias = Annotated[
+    Annotated[str, Tag("(text)")] | Annotated[TextPair, Tag("(object)")],
+    Discriminator(
+        _kind_of_item,
+        custom_error_type="item_type",
+        custom_error_message='must be a text or an object {"text": …, "pair": …}',
+    ),
+]
+Inputs: TypeAlias = Annotated[
+    Annotated[str, Tag("(text)")] | Annotated[list[Item], Field(min_length=1, fail_fast=True), Tag("(list)")],
+    Discriminator(
+        _kind_of_inputs,
+        custom_error_type="inputs_type",
+        custom_error_message="must be a text or a list of texts or of text pairs",
+    ),
+]
+
+
+class PredictRequest(Strict):
+    """Texts to be answered by one model."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        json_schema_extra={"examples": [{"inputs": _LONG, "top_k": 2}]},
+    )
+
+    inputs: Inputs = Field(description="one text, a list of texts, or a list of objects with text and pair")
+    top_k: int | None = Field(default=None, ge=1, description="labels to list per text; all when left out")
+    return_windows: bool = Field(default=False, description="show what each window of a long text said")
+    truncate: bool = Field(
+        default=False, description="read only the first max_windows windows of a longer text instead of refusing it"
+    )
+
+    def texts(self) -> list[Text]:
+        """The inputs in one form, each with the name of its field."""
+        if isinstance(self.inputs, str):
+            return [Text(self.inputs, None, "inputs")]
+        return [
+            Text(item, None, f"inputs[{index}]")
+            if isinstance(item, str)
+            else Text(item.text, item.pair, f"inputs[{index}].text")
+            for index, item in enumerate(self.inputs)
+        ]
+
+
+def parse_request(body: bytes) -> PredictRequest:
+    """Reads the body of a prediction request.
+
+    Raises:
+        MalformedRequest: not JSON.
+        RequestError: JSON that is not such a request; names the field.
+    """
+    try:
+        return PredictRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        message = first["msg"]
+        if first["type"] == "json_invalid":
+            raise MalformedRequest(message.removeprefix("Invalid JSON: ")) from None
+        field = "body"
+        for part in first["loc"]:
+            if isinstance(part, int):
+                field += f"[{part}]"
+            elif not part.startswith("("):
+                field = part if field == "body" else f"{field}.{part}"
+        context: dict[str, Any] = first.get("ctx", {})
+        limit = next((context[key] for key in ("ge", "min_length") if isinstance(context.get(key), int)), None)
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(PredictRequest.model_fields if "." not in field else TextPair.model_fields)
+            message = f"is not a known field; known are {allowed}"
+        message = message[0].lower() + message[1:]
+        raise RequestError(field, f"{field}: {message}", limit=limit) from None
+
+
+class LabelScore(BaseModel):
+    label: str
+    score: float = Field(description="probability, 0 to 1")
+
+
+class WindowView(BaseModel):
+    """What one window of a text read and said."""
+
+    start: int = Field(description="first code point, into the side that the windows run over")
+    end: int = Field(description="code point after the last")
+    side: Literal["text", "pair"] = Field(description="which text of a pair the windows run over")
+    begins: str = Field(description="its first characters")
+    ends: str = Field(description="its last characters")
+    tokens: int
+    weight: float | None = Field(default=None, description="its share in the pooled scores; classifiers only")
+    scores: list[LabelScore] | None = Field(default=None, description="its own scores; classifiers only")
+
+
+class EntityView(BaseModel):
+    label: str
+    text: str
+    start: int = Field(description="first code point of the input text")
+    end: int = Field(description="code point after the last")
+    score: float = Field(description="mean probability of its tokens' tags, 0 to 1")
+
+
+class Reading(BaseModel):
+    """How much of the text was read."""
+
+    tokens: int = Field(description="tokens of the text, special tokens not counted")
+    windows: int = Field(description="windows that were read")
+    truncated: bool = Field(description='true only when "truncate" was asked for and text was left out')
+    window_list: list[WindowView] | None = Field(default=None, description='with "return_windows"')
+
+
+class Labels(BaseModel):
+    label: str
+    score: float
+    scores: list[LabelScore] = Field(description="best first")
+
+
+class Entities(BaseModel):
+    entities: list[EntityView] = Field(description="in reading order")
+
+
+# Two bases, the reading first: pydantic then writes the answer before how much was read.
+class LabelPrediction(Reading, Labels):
+    """A classifier's answer to one text."""
+
+
+class EntityPrediction(Reading, Entities):
+    """A tagger's answer to one text."""
+
+
+class Timing(BaseModel):
+    """Milliseconds."""
+
+    tokenize: float
+    infer: float
+    decode: float
+    total: float
+
+
+class PredictResponse(BaseModel):
+    """The answers, in the order of the inputs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "news",
+                    "version": 1,
+                    "format": "onnx_int8",
+                    "predictions": [
+                        {
+                            "label": "positive",
+                            "score": 0.91,
+                            "scores": [{"label": "positive", "score": 0.91}, {"label": "neutral", "score": 0.07}],
+                            "tokens": 31,
+                            "windows": 1,
+                            "truncated": False,
+                        }
+                    ],
+                    "timing_ms": {"tokenize": 0.2, "infer": 6.1, "decode": 0.1, "total": 6.4},
+                }
+            ]
+        }
+    )
+
+    model: str
+    version: int
+    format: str = Field(description="the artifact that answered, such as onnx_int8")
+    predictions: list[LabelPrediction | EntityPrediction]
+    timing_ms: Timing
+
+
+class ModelSummary(BaseModel):
+    name: str
+    task: Literal["single-label", "text-pair", "token-classification"]
+    version: int
+    format: str
+    precision: Literal["fp32", "fp16", "int8"]
+    labels: list[str] = Field(description="what an answer can name; entity types for a tagger")
+    max_tokens: int = Field(description="tokens in one window")
+    max_windows: int = Field(description="windows of one text; beyond it 413")
+
+
+class ModelList(BaseModel):
+    models: list[ModelSummary]
+
+
+class TextLimits(BaseModel):
+    max_tokens: int
+    overlap: int = Field(description="tokens that neighbouring windows share")
+    max_windows: int
+    pooling: str
+    max_texts: int = Field(description="texts in one request")
+    max_body_bytes: int
+
+
+class FormatView(BaseModel):
+    """One form of the model that export made, and how good it is."""
+
+    precision: Literal["fp32", "fp16", "int8"]
+    bytes: int
+    sha256: str
+    published: bool
+    parity: Parity | None
+    quality: Quality | None
+
+
+class ModelDetail(ModelSummary):
+    """A bundle's manifest as far as it concerns a caller."""
+
+    text: TextLimits
+    scores: dict[str, dict[str, JsonValue]] = Field(description="what was measured on dev and test rows")
+    formats: dict[str, FormatView]
+    licences: dict[str, Source] = Field(description="of the data and of the base weights")
+    recipe: str
+    form: str
+    architecture: str
+    created: str
+    live: Parity | None = Field(description="what this server measured on the golden rows when it started")
+
+
+class Health(BaseModel):
+    status: Literal["live", "ready", "not ready"]
+    models: dict[str, str] = Field(default_factory=dict, description="model → ready, or why not")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:slipway:problem:text-too-long",
+                    "title": "Text too long",
+                    "status": 413,
+                    "detail": "inputs has 9042 tokens and needs 80 windows; the limit is 64. Send a shorter text, …",
+                    "instance": "urn:slipway:request:5f0c6c1a",
+                    "field": "inputs",
+                    "limit": 64,
+                    "value": 80,
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="urn of the request; the id is also in X-Request-Id and in the log")
+    field: str | None = None
+    limit: int | None = None
+    value: int | None = None

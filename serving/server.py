@@ -1,0 +1,113 @@
+"""A gateway behind uvicorn, from the first sentence to the last: start, serve, drain, stop.
+
+The order of stopping is decided here and not by uvicorn: not ready first, then the port, then the requests in
+flight, and the engine last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from serving.app import make_app
+from serving.gateway import Gateway
+
+Say = Callable[[str], None]
+
+# What the start-up summary offers to try, by task.
+_TRY: dict[str, object] = {
+    "single-label": "这家公司今年业绩大幅增长，股价创下新高。",
+    "token-classification": "王小明昨天从北京到上海参加了复旦大学的会议。",
+    "text-pair": [{"text": "怎么修改收货地址", "pair": "如何更改配送地址"}],
+}
+
+
+class Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: Say) -> None:
+    """Starts the gateway, serves until SIGINT or SIGTERM, and stops it.
+
+    Args:
+        listener: a bound socket.
+        say: told what happens, for the terminal.
+
+    Raises:
+        BundleError, EngineError: the gateway cannot start.
+    """
+    begun = time.perf_counter()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    stopped = loop.create_task(stop.wait())
+    starting = loop.create_task(gateway.start(lambda sentence: say(f"  {sentence}")))
+    try:
+        # A signal during the start ends it, and the engine with it.
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            say("stopped while starting")
+            return
+        await starting
+        server = Server(
+            uvicorn.Config(
+                make_app(gateway),
+                log_config=None,
+                # What uvicorn says at info level, `serve` says itself.
+                log_level=log_level if log_level == "debug" else "warning",
+                access_log=log_level == "debug",
+                lifespan="off",
+                timeout_graceful_shutdown=max(1, round(gateway.settings.stop_seconds)),
+                server_header=False,
+            )
+        )
+        serving = loop.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        _summary(gateway, listener, time.perf_counter() - begun, say)
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        gateway.draining = True
+        say("stopping: requests in flight are finished first")
+        await asyncio.sleep(gateway.settings.drain_seconds)
+        server.should_exit = True
+        # A second signal stops waiting for requests in flight.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, setattr, server, "force_exit", True)
+        await serving
+    finally:
+        stopped.cancel()
+        await gateway.stop()
+    say("stopped")
+
+
+def _summary(gateway: Gateway, listener: socket.socket, seconds: float, say: Say) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    address = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    threads = gateway.settings.intra_op_threads
+    say(f"\nready after {seconds:.1f} s; {gateway.engine.describe()}; {threads} thread(s) per computation\n")
+    for model in gateway.models.values():
+        manifest = model.manifest
+        say(
+            f"  {model.name}: {manifest.task.kind}, version {manifest.version}, {model.format}, windows of "
+            f"{manifest.text.max_tokens} tokens, up to {manifest.text.max_windows} per text"
+        )
+        body = json.dumps({"inputs": _TRY[manifest.task.kind]}, ensure_ascii=False)
+        say(f"    curl -s {address}/v1/models/{model.name}/predict -d '{body}'")
+    say(f"\nserving on {address}; documentation at {address}/docs")
+    say("next: try a curl line above in another terminal, or `make loadtest`; Ctrl-C stops the server")

@@ -1,0 +1,66 @@
+"""Every setting of the gateway, each a sentence with its unit. The environment is read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Settings(BaseSettings):
+    """Settings of `python -m serving run`; each can be given as an option or as ``SLIPWAY_<NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix="SLIPWAY_", extra="forbid", frozen=True, populate_by_name=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the service to the network.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one and prints it.")
+    engine: Literal["triton", "onnx"] = Field(
+        "triton", description="triton: a Triton server, supervised here or elsewhere; onnx: ONNX Runtime in-process."
+    )
+    bundles: Path = Field(
+        Path("artifacts"), description="Folder whose bundles are served: <name>/bundle or <name> with a bundle.json."
+    )
+    triton_url: str = Field(
+        "",
+        description="host:port of the gRPC endpoint of a Triton elsewhere; empty starts and supervises one here.",
+        validation_alias=AliasChoices("triton_url", "SLIPWAY_TRITON_URL", "TRITON_URL"),
+    )
+    model_repository: Path = Field(
+        Path("model_repository"),
+        description="Folder that `make export` wrote for the Triton that is started here.",
+    )
+    log_folder: Path = Field(Path("artifacts/logs"), description="Folder for the log of the supervised Triton.")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes; beyond it 413.")
+    max_texts: int = Field(64, ge=1, description="Most texts in one request; beyond it 413.")
+    timeout_seconds: float = Field(30.0, gt=0, description="Seconds that one request may take; beyond it 504.")
+    threads: int = Field(
+        0, ge=0, description="Threads that one model computation may use (intra-op); 0 means all cores."
+    )
+    sessions: int = Field(
+        1, ge=1, description="Computations of one model at the same time (engine onnx); they share the threads."
+    )
+    max_pending: int = Field(
+        256, ge=1, description="Engine calls of one model that may wait (engine onnx); beyond it 503 with Retry-After."
+    )
+    batch_tokens: int = Field(
+        2048, ge=1, description="Padded tokens in one engine call; windows of a request are grouped up to it."
+    )
+    parallel_calls: int = Field(4, ge=1, description="Engine calls that one request may have under way at a time.")
+    start_seconds: float = Field(120.0, gt=0, description="Seconds that an engine may take to become ready.")
+    drain_seconds: float = Field(
+        0.0, ge=0, description="Seconds between the first stop signal and closing the port; /health/ready is 503 then."
+    )
+    stop_seconds: float = Field(30.0, gt=0, description="Seconds that requests in flight may take after a stop signal.")
+
+    @property
+    def intra_op_threads(self) -> int:
+        """The number of threads meant by ``threads``."""
+        return self.threads or cores()

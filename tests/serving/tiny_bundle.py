@@ -1,0 +1,205 @@
+"""Tiny bundles that are real in every part but training: tokenizer, ONNX graph, golden rows, checksums, parity.
+
+The graph embeds ids, averages over what is not padding and multiplies by a matrix; a tagger multiplies each token.
+So answers depend on the text, and neither on padding nor on what else is in a batch, as a real model's do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from bundle.encode import Encoder, wordpiece_tokenizer
+from bundle.folder import Bundle, create_bundle, sha256_of
+from bundle.golden import compare, golden_of, read_golden, write_golden
+from bundle.manifest import (
+    Artifact,
+    FileRef,
+    Manifest,
+    Provenance,
+    Signature,
+    Source,
+    Task,
+    TaskKind,
+    Tensor,
+    TextSpec,
+    bio_labels,
+)
+from bundle.predict import encode_rows, predict
+from bundle.rows import Row
+
+CHARACTERS = (
+    "的一是了不在有人我他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可"
+    "京北海王明天好坏新闻股市涨跌大增长跌落，。！？、；：" + "abcdefghijklmnopqrstuvwxyz0123456789"
+)
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(CHARACTERS), "##a", "##b", "##1"]
+HIDDEN = 16
+GOLDEN_TEXTS = ("大国新闻，股市增长。", "他说你好！" * 30, "abc 我们在北京")
+
+LABELS: dict[TaskKind, tuple[str, ...]] = {
+    "single-label": ("负面", "中性", "正面"),
+    "text-pair": ("different", "same"),
+    "token-classification": bio_labels(["PER", "LOC"]),
+}
+
+
+def make_bundle(
+    root: Path,
+    name: str,
+    kind: TaskKind,
+    *,
+    seed: int = 0,
+    precision: Literal["fp32", "int8"] = "fp32",
+    max_windows: int = 8,
+    version: int = 1,
+    published: bool = True,
+) -> Bundle:
+    """Writes a bundle into ``root``.
+
+    Args:
+        seed: of the weights.
+        precision: ``int8`` quantizes dynamically, so that a window's logits depend on its batch.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    tokenizer = wordpiece_tokenizer(VOCABULARY)
+    (root / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    labels = LABELS[kind]
+    tagger = kind == "token-classification"
+    graph = f"onnx_{precision}/model.onnx"
+    (root / graph).parent.mkdir(exist_ok=True)
+    onnx.save(_graph(len(labels), tagger, seed, precision == "int8"), root / graph)
+    spec = TextSpec(
+        tokenizer=_ref(root, "tokenizer.json"),
+        max_tokens=32,
+        overlap=8,
+        max_windows=max_windows,
+        pooling="mean",
+        pad_id=0,
+        cls_id=2,
+        sep_id=3,
+        length_buckets=(32, 128),
+    )
+    task = Task(kind=kind, labels=labels)
+    encoder = Encoder(tokenizer, spec)
+    pair = "你是我们国家的人" if kind == "text-pair" else None
+    rows = [Row(text, pair=pair) for text in GOLDEN_TEXTS]
+    session = ort.InferenceSession(str(root / graph), providers=["CPUExecutionProvider"])
+    predicted = predict(
+        encode_rows(rows, encoder),
+        encoder,
+        lambda ids, types: session.run(["logits"], {"input_ids": ids, "token_type_ids": types})[0],
+        batch_tokens=1,
+    )
+    golden_rows = [golden_of(item, encoder, row.text, row.pair) for item, row in zip(predicted, rows, strict=True)]
+    write_golden(root / "golden.jsonl", golden_rows)
+    golden = read_golden(root / "golden.jsonl")
+    artifact = Artifact(
+        file=graph,
+        sha256=sha256_of(root / graph),
+        bytes=(root / graph).stat().st_size,
+        format="onnx",
+        precision=precision,
+        batch_invariant=precision == "fp32",
+        parity=compare(golden, predicted, task, "mean", reference="tiny", tolerance=1e-4),
+    )
+    free: tuple[str | int, ...] = ("windows", "tokens")
+    manifest = Manifest(
+        name=name,
+        version=version,
+        made=Provenance(
+            recipe="tiny",
+            recipe_sha256="0" * 64,
+            commit="",
+            created="2026-01-01T00:00:00Z",
+            seed=seed,
+            data=Source(name="made up", licence="CC0-1.0"),
+            base=Source(name="random numbers", licence="CC0-1.0"),
+            architecture="none",
+            packages={},
+        ),
+        task=task,
+        text=spec,
+        signature=Signature(
+            inputs=(
+                Tensor(name="input_ids", dtype="int64", shape=free),
+                Tensor(name="token_type_ids", dtype="int64", shape=free),
+            ),
+            outputs=(Tensor(name="logits", dtype="float32", shape=(*free[: 2 if tagger else 1], len(labels))),),
+        ),
+        golden=_ref(root, "golden.jsonl"),
+        artifacts={f"onnx_{precision}": artifact},
+        published=f"onnx_{precision}" if published else "",
+    )
+    return create_bundle(root, manifest)
+
+
+def rebind(bundle: Bundle, graph: Path) -> Bundle:
+    """The same bundle with another graph, whose checksum is right: what only golden rows can notice."""
+    name = bundle.manifest.published
+    old = bundle.manifest.artifacts[name]
+    target = bundle.path(old.file)
+    target.unlink()  # it may be hard-linked into a model repository
+    target.write_bytes(graph.read_bytes())
+    new = old.model_copy(update={"sha256": sha256_of(target), "bytes": target.stat().st_size})
+    return bundle.add_artifact(name, new).publish(name)
+
+
+def _ref(root: Path, file: str) -> FileRef:
+    path = root / file
+    return FileRef(file=file, sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def _graph(labels: int, tagger: bool, seed: int, quantized: bool) -> onnx.ModelProto:
+    """logits = average over real tokens of (embedding + type embedding), times a matrix; per token for a tagger."""
+    random = np.random.default_rng(seed)
+    constants = {
+        "words": random.normal(size=(len(VOCABULARY), HIDDEN)),
+        "types": random.normal(size=(2, HIDDEN)),
+        "weights": random.normal(size=(HIDDEN, labels)) * 2,
+    }
+    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
+    initializers += [
+        numpy_helper.from_array(np.array(0, np.int64), "pad"),
+        numpy_helper.from_array(np.array([1], np.int64), "tokens_axis"),
+        numpy_helper.from_array(np.array([2], np.int64), "hidden_axis"),
+    ]
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["words", "input_ids"], ["word"]),
+        node("Gather", ["types", "token_type_ids"], ["type"]),
+        node("Add", ["word", "type"], ["token"]),
+    ]
+    pooled = "token"
+    if not tagger:
+        nodes += [
+            node("Equal", ["input_ids", "pad"], ["is_pad"]),
+            node("Not", ["is_pad"], ["is_real"]),
+            node("Cast", ["is_real"], ["mask"], to=TensorProto.FLOAT),
+            node("Unsqueeze", ["mask", "hidden_axis"], ["mask3"]),
+            node("Mul", ["token", "mask3"], ["masked"]),
+            node("ReduceSum", ["masked", "tokens_axis"], ["sum"], keepdims=0),
+            node("ReduceSum", ["mask3", "tokens_axis"], ["count"], keepdims=0),
+            node("Div", ["sum", "count"], ["mean"]),
+        ]
+        pooled = "mean"
+    if quantized:
+        # The scale is taken over the whole batch: what makes dynamic quantization depend on companions.
+        nodes += [
+            node("DynamicQuantizeLinear", [pooled], ["quantized", "scale", "zero"]),
+            node("DequantizeLinear", ["quantized", "scale", "zero"], ["rounded"]),
+        ]
+        pooled = "rounded"
+    nodes.append(node("MatMul", [pooled, "weights"], ["logits"]))
+    axes: list[str | int] = ["windows", "tokens"]
+    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, axes) for n in ("input_ids", "token_type_ids")]
+    shape = [*axes[: 2 if tagger else 1], labels]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
