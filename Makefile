@@ -37,10 +37,10 @@ serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; 
 
 ##@ Measuring
 evaluate: $(READY) ## every form of RECIPE on its whole test split; writes docs/results/
-	@$(PY) -m export evaluate $(MODEL)
+	@$(PY) -m export.evaluate $(MODEL) $(ARGS)
 
 bench: $(READY) ## latency of every form of RECIPE side by side; writes docs/bench/
-	@$(PY) -m export.bench $(MODEL)/bundle
+	@$(PY) -m export.bench $(MODEL)/bundle $(ARGS)
 
 loadtest: $(READY) ## Locust against the running gateway: MODEL= USERS= SECONDS= through ARGS="--users 8 --seconds 30"
 	@$(PY) -m loadtests run --host http://$(HOST):$(PORT) --model $(NAME) $(ARGS)

@@ -16,7 +16,7 @@ from bundle.manifest import Pooling, Task
 
 FloatArray = npt.NDArray[np.float32]
 
-POOLINGS: tuple[Pooling, ...] = ("mean", "max", "first", "weighted", "logit-mean", "confidence")
+POOLINGS: tuple[Pooling, ...] = ("mean", "max", "first", "weighted", "lead", "logit-mean", "confidence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,8 @@ def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], pooling: 
         logits: float32 (windows, labels).
         window_tokens: int64 (windows,), the tokens that each window reads.
         pooling: ``mean`` of probabilities; ``weighted`` by window length; ``max`` of each label's probability;
-            ``first`` window alone; ``logit-mean``; ``confidence``: weighted by 1 - normalized entropy, so that a
+            ``first`` window alone; ``lead``: the n-th window weighs 1/n, as news tells most at its beginning;
+            ``logit-mean``; ``confidence``: weighted by 1 - normalized entropy, so that a
             window that has nothing to say weighs little.
     """
     probabilities = softmax(logits)  # (W, C)
@@ -70,6 +71,9 @@ def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], pooling: 
         weights[0] = 1
     elif pooling == "weighted":
         weights = (window_tokens / window_tokens.sum()).astype(np.float32)
+    elif pooling == "lead":
+        harmonic = 1 / np.arange(1, count + 1)
+        weights = (harmonic / harmonic.sum()).astype(np.float32)
     elif pooling == "confidence":
         entropy = -(probabilities * np.log(probabilities + 1e-9)).sum(axis=1) / np.log(probabilities.shape[1])
         certainty = np.maximum(1 - entropy, 1e-3)

@@ -16,7 +16,7 @@ from bundle.errors import ManifestInvalid
 SCHEMA: Literal["slipway.bundle/1"] = "slipway.bundle/1"
 
 TaskKind = Literal["single-label", "text-pair", "token-classification"]
-Pooling = Literal["mean", "max", "first", "weighted", "logit-mean", "confidence"]
+Pooling = Literal["mean", "max", "first", "weighted", "lead", "logit-mean", "confidence"]
 DType = Literal["int64", "int32", "float32", "float16"]
 
 

@@ -6,12 +6,8 @@ import logging
 import os
 import sys
 import warnings
-from pathlib import Path
 
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+from bundle.machine import cores, cpu
 
 
 def quiet_paddle() -> None:
@@ -24,7 +20,7 @@ def quiet_paddle() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
         os.environ.setdefault("FLAGS_paddle_num_threads", os.environ["OMP_NUM_THREADS"])
         os.environ.setdefault("GLOG_minloglevel", "2")
-        if "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"):
+        if cpu()[0] == "AuthenticAMD":
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its imports warn about ccache, distutils and pkg_resources

@@ -117,6 +117,7 @@ class Train(Strict):
     patience: int = Field(default=3, ge=1, description="dev evaluations without a better score before the run stops")
     metric: Literal["accuracy", "macro_f1", "f1"] | None = Field(default=None, description="what best means on dev")
     watch_rows: int = Field(default=200, ge=2, description="dev rows measured while training; all of dev at the end")
+    watch_windows: int = Field(default=4, ge=1, description="windows of a watched row that are read, from its start")
     seed: int = 13
 
 

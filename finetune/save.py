@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from bundle.folder import MANIFEST, Bundle, create_bundle, sha256_of
 from bundle.golden import golden_of, write_golden
+from bundle.machine import commit, versions
 from bundle.manifest import (
     Artifact,
     FileRef,
@@ -160,34 +159,8 @@ def _provenance(prepared: Prepared, form: str) -> Provenance:
         data=prepared.source.model_copy(update={"sha256": prepared.data_sha256}),
         base=prepared.base.source,
         architecture=prepared.base.architecture(prepared.task.kind),
-        packages={name: version for name in PACKAGES if (version := _version(name))},
+        packages=versions(PACKAGES),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def commit() -> str:
-    """The commit of this checkout, with ``+`` when files differ from it; ``unknown`` outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if dirty else "")
 
 
 def up_to_date(root: Path, prepared: Prepared) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bundle.decode import token_labels
-from bundle.encode import Encoded, IntArray
+from bundle.encode import Encoded, Encoder, IntArray
 from bundle.folder import write_atomic
 from bundle.manifest import Pooling
 from bundle.predict import Predicted, Progress, encode_rows, metrics_of, predict
@@ -106,8 +106,18 @@ def train(prepared: Prepared, run: Path, say: Say) -> Trained:
     )
 
 
-def predict_rows(model: Any, rows: list[Row], prepared: Prepared, progress: Progress | None = None) -> list[Predicted]:
-    """The model's logits for rows, in evaluation mode and without gradients."""
+def predict_rows(
+    model: Any,
+    rows: list[Row],
+    prepared: Prepared,
+    progress: Progress | None = None,
+    windows: int | None = None,
+) -> list[Predicted]:
+    """The model's logits for rows, in evaluation mode and without gradients.
+
+    Args:
+        windows: read at most so many windows of a row; by default as many as serving would.
+    """
     import paddle
 
     def forward(ids: IntArray, types: IntArray) -> Any:
@@ -117,8 +127,10 @@ def predict_rows(model: Any, rows: list[Row], prepared: Prepared, progress: Prog
     was_training = model.training
     model.eval()
     try:
-        encoded = encode_rows(rows, prepared.encoder)
-        return predict(encoded, prepared.encoder, forward, batch_tokens=EVAL_TOKENS, progress=progress)
+        encoder = prepared.encoder
+        if windows is not None:
+            encoder = Encoder(encoder.tokenizer, encoder.spec.model_copy(update={"max_windows": windows}))
+        return predict(encode_rows(rows, encoder), encoder, forward, batch_tokens=EVAL_TOKENS, progress=progress)
     finally:
         if was_training:
             model.train()
@@ -277,7 +289,7 @@ def _trainer(
             return (loss, logits) if return_outputs else loss
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            predicted = predict_rows(self.model, prepared.dev_watch, prepared)
+            predicted = predict_rows(self.model, prepared.dev_watch, prepared, windows=settings.watch_windows)
             scores = metrics_of(prepared.dev_watch, predicted, prepared.task, WATCH_POOLING)
             metrics = {f"eval_{name}": value for name, value in scores.items()}
             metrics["eval_loss"] = dev_loss(prepared, predicted)

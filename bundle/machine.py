@@ -1,0 +1,67 @@
+"""What a figure was measured on: CPU, cores, versions, commit. Every results file carries it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+# The instruction sets that decide how fast a matrix product can be.
+ISA_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu() -> tuple[str, str, frozenset[str]]:
+    """Vendor, model name and flags of the processor, from /proc/cpuinfo; empty where there is none."""
+    fields: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    return fields.get("vendor_id", ""), fields.get("model name", ""), frozenset(fields.get("flags", "").split())
+
+
+def hardware() -> dict[str, object]:
+    """CPU model, cores that this process may use, instruction sets, memory in GiB, operating system."""
+    _, model, flags = cpu()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": model or platform.machine(),
+        "cores": cores(),
+        "isa": [flag for flag in ISA_FLAGS if flag in flags],
+        "memory_gib": round(memory, 1),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Python's version and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of this checkout, with ``+changes`` when files differ from it; ``unknown`` outside of git."""
+    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
+    try:
+        answers = [
+            subprocess.run([*git, *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answers[0] + ("+changes" if answers[1] else "")
