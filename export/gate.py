@@ -66,7 +66,7 @@ class DevSplit:
     bundle: Bundle
     limit: int = 0
     rows: list[Row] = field(default_factory=list)
-    encoded: list[Encoded] = field(default_factory=list)
+    _encoded: list[Encoded] = field(default_factory=list)
     _known: dict[str, Measured] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,13 @@ class DevSplit:
             if self.limit and len(rows) > self.limit:
                 rows = [rows[index] for index in np.linspace(0, len(rows) - 1, self.limit).round().astype(int)]
             self.rows = rows
-            self.encoded = encode_rows(rows, self.encoder)
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        """The rows' windows; long articles take a while, so not before they are needed."""
+        if not self._encoded:
+            self._encoded = encode_rows(self.rows, self.encoder)
+        return self._encoded
 
     @property
     def fingerprint(self) -> dict[str, JsonValue]:

@@ -37,7 +37,8 @@ class Graph:
                 self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         self.outputs = [item.name for item in self.model.graph.output]
         self.inputs = [item.name for item in self.model.graph.input]
-        self._count = 0
+        self._taken = {*self.constants, *self.inputs, *self.outputs}
+        self._taken |= {name for node in self.nodes for name in (node.name, *node.input, *node.output)}
         self._index()
 
     def _index(self) -> None:
@@ -102,8 +103,12 @@ class Graph:
 
     def fresh(self, stem: str) -> str:
         """A tensor or node name that is not taken."""
-        self._count += 1
-        return f"{stem}_{self._count}"
+        name, number = stem, 0
+        while name in self._taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self._taken.add(name)
+        return name
 
     def add_constant(self, stem: str, value: Array) -> str:
         name = self.fresh(stem)

@@ -39,7 +39,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """One line for the person."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def write(self, text: str) -> None:
         """Text for the log file."""
@@ -58,7 +58,7 @@ class Journal:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=self.console.quiet,
+            disable=not self.console.is_terminal,
         )
         with bar:
             task = bar.add_task(what, total=None)
