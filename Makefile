@@ -10,7 +10,10 @@ ENGINE ?= triton
 HOST ?= 127.0.0.1
 PORT ?= 8000
 FORCE ?=
+# More options for the command behind a target, as in make bench ARGS="--batches 1,8".
+ARGS ?=
 ARTIFACTS ?= artifacts
+REPOSITORY ?= model_repository
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
@@ -30,10 +33,11 @@ finetune: $(READY) ## train RECIPE (news) in FORM (quick|full), evaluate, write 
 	@$(PY) -m finetune run $(RECIPE) --form $(FORM) --out $(ARTIFACTS) $(force)
 
 export: $(READY) ## bundle → static graph → ONNX → fused → INT8, each proved; then the Triton repository
-	@$(PY) -m export run $(MODEL) $(force)
+	@$(PY) -m export run $(MODEL) --repository $(REPOSITORY) $(force) $(ARGS)
 
 serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; Ctrl-C stops
-	@exec $(PY) -m serving run --engine $(ENGINE) --host $(HOST) --port $(PORT) --bundles $(ARTIFACTS)
+	@exec $(PY) -m serving run --engine $(ENGINE) --host $(HOST) --port $(PORT) \
+	  --bundles $(ARTIFACTS) --model-repository $(REPOSITORY) $(ARGS)
 
 ##@ Measuring
 evaluate: $(READY) ## every form of RECIPE on its whole test split; writes docs/results/
@@ -71,7 +75,7 @@ lock: $(READY) ## make the hashed locks in requirements/ anew from pyproject.tom
 
 clean: ## remove results and .venv (the cache of downloaded data and weights in .cache stays)
 	rm -rf $(VENV) $(ARTIFACTS)
-	find model_repository -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
+	find $(REPOSITORY) -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \

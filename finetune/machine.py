@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -22,8 +24,9 @@ def quiet_paddle() -> None:
         os.environ.setdefault("GLOG_minloglevel", "2")
         if cpu()[0] == "AuthenticAMD":
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its imports warn about ccache, distutils and pkg_resources
+    # Its imports warn about ccache, distutils, pkg_resources, and about the very thread setting that is wanted.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
         import paddle  # noqa: F401
         import paddlenlp  # noqa: F401
         from paddlenlp.utils.log import logger

@@ -51,6 +51,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.rate = rate
         if self.progress is not None:
             self.progress.update(self.bar, completed=state.global_step, rate=rate, loss=self.loss)
+            tenth = max(1, state.max_steps // 10)
+            if not self.progress.console.is_terminal and state.global_step % tenth == 0:
+                # A log file shows no bar; a line for each tenth tells that the run is alive.
+                left = (time.monotonic() - self.started) / max(state.global_step - self.first_step, 1)
+                left *= state.max_steps - state.global_step
+                self._print(
+                    f"step {state.global_step:,}/{state.max_steps:,}: train loss {self.loss:.3f}, "
+                    f"{rate:,.0f} tokens/s, about {left:.0f} s left"
+                )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
