@@ -1,0 +1,211 @@
+"""README's tables come from results files, and a stale one is noticed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables = load()
+MACHINE = {"cpu": "Some CPU", "cores": 2, "isa": ["avx2"]}
+BENCH = {
+    "bundle": "news",
+    "command": "make bench",
+    "created": "2026-11-24T10:00:00+00:00",
+    "commit": "abc",
+    "hardware": MACHINE,
+    "threads": 2,
+    "reference": "onnx_fp32",
+    "candidates": {"onnx_fp32": {}, "onnx_int8": {}},
+    "cells": [
+        {
+            "label": "1×32",
+            "results": {
+                "onnx_fp32": {"median_ms": 4.04, "p99_ms": 5.0, "n": 30, "speedup": 1.0},
+                "onnx_int8": {"median_ms": 2.02, "p99_ms": 3.0, "n": 30, "speedup": 2.0},
+            },
+        },
+        {"label": "32×512", "results": {"onnx_int8": {"median_ms": 1234.5, "p99_ms": 2000, "n": 5, "speedup": None}}},
+    ],
+    "skipped": [{"label": "32×512", "candidate": "onnx_fp32", "reason": "slow"}],
+    "left_out": {"paddle_dygraph": "the bundle has no artifact 'paddle'"},
+}
+LOADTEST = {
+    "command": "make loadtest",
+    "created": "2026-11-24T10:00:00+00:00",
+    "commit": "abc",
+    "hardware": MACHINE,
+    "mode": "open",
+    "model": {"name": "news", "format": "onnx_int8"},
+    "plan": {"rate": 40, "seconds": 30, "seed": 13, "short_share": 0.7},
+    "requests": 1200,
+    "errors": {"count": 3},
+    "throughput": {"requests_per_second": 39.9, "tokens_per_second": 12345.6},
+    "latency": {
+        "all": {"p50_ms": 10, "p95_ms": 20, "p99_ms": 30},
+        "short": {"p99_ms": 15},
+        "long": {"p99_ms": 31},
+    },
+}
+RESULT = {
+    "recipe": "news",
+    "form": "quick",
+    "rows": 999,
+    "model": {"accuracy": 0.7712, "macro_f1": 0.7},
+    "baseline": {"accuracy": 0.757, "macro_f1": 0.658},
+    "int8": None,
+    "agreement": 0.9949,
+    "train_seconds": 340,
+    "commit": "abc",
+    "hardware": "Some CPU",
+}
+EMPTY = "".join(
+    f"# {name}\n<!-- table:{name} -->\n<!-- /table:{name} -->\n" for name in ("bench", "results", "loadtest")
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"Before.\n{EMPTY}After.\n", encoding="utf-8")
+    return tmp_path
+
+
+def put(project: Path, file: str, record: Any) -> None:
+    path = project / "docs" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def run(project: Path, *options: str) -> int:
+    status: int = tables.main([*options, "--root", str(project)])
+    return status
+
+
+def readme(project: Path) -> str:
+    return (project / "README.md").read_text(encoding="utf-8")
+
+
+def fill(project: Path) -> str:
+    put(project, "bench/latency-news.json", BENCH)
+    put(project, "bench/loadtest-news-triton.json", LOADTEST)
+    put(project, "results/news.json", RESULT)
+    assert run(project) == 0
+    return readme(project)
+
+
+def test_every_figure_stands_in_its_table_with_the_command_that_printed_it(project: Path) -> None:
+    content = fill(project)
+    assert "| `onnx_int8` | 2.0 (3.0) 2.00× | 1,234.5 (2,000.0) |" in content
+    assert "| `onnx_fp32` | 4.0 (5.0) | — |" in content
+    assert "Left out as too slow: 32×512: `onnx_fp32`." in content
+    assert "Not timed: `paddle_dygraph` (the bundle has no artifact 'paddle')." in content
+    assert "Printed by `make bench`, 2026-11-24, commit abc, Some CPU, 2 cores (avx2)." in content
+    assert (
+        "| `news` (quick) | 999 | accuracy 0.771, macro-F1 0.700 | accuracy 0.757, macro-F1 0.658 | — | 99.49% "
+        "| 5 min 40 s |"
+    ) in content
+    assert "- `news`: `make finetune export`, —, commit abc, Some CPU" in content
+    assert (
+        "| news-triton | open, 40/s, 30 s | 39.9 | 12,346 | 10.0 | 20.0 | 30.0 | 15.0 | 31.0 | 3 of 1,200 |" in content
+    )
+    assert "- news-triton: onnx_int8, seed 13, 70% short; `make loadtest`, 2026-11-24" in content
+
+
+def test_text_around_the_tables_stays_and_a_second_run_changes_nothing(project: Path) -> None:
+    content = fill(project)
+    assert content.startswith("Before.\n# bench\n")
+    assert content.endswith("<!-- /table:loadtest -->\nAfter.\n")
+    assert run(project) == 0
+    assert readme(project) == content
+    assert run(project, "--check") == 0
+
+
+def test_check_notices_a_stale_table_and_writes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = fill(project)
+    put(project, "results/news.json", {**RESULT, "rows": 1000})
+    assert run(project, "--check") == 1
+    assert "stale: README.md; run `python docs/tables.py`" in capsys.readouterr().err
+    assert readme(project) == content
+    assert run(project) == 0
+    assert run(project, "--check") == 0
+
+
+def test_a_figure_typed_by_hand_is_stale(project: Path) -> None:
+    content = fill(project)
+    (project / "README.md").write_text(content.replace("0.771", "0.871"), encoding="utf-8")
+    assert run(project, "--check") == 1
+    assert run(project) == 0
+    assert readme(project) == content
+
+
+def test_documents_under_docs_are_filled_too(project: Path) -> None:
+    page = project / "docs" / "decisions" / "0001.md"
+    page.parent.mkdir()
+    page.write_text("<!-- table:results -->\nold\n<!-- /table:results -->\n", encoding="utf-8")
+    fill(project)
+    assert "accuracy 0.771" in page.read_text(encoding="utf-8")
+
+
+def test_without_results_a_table_says_which_command_writes_them(project: Path) -> None:
+    assert run(project) == 0
+    assert "No figures yet: `make bench` writes them." in readme(project)
+
+
+def test_missing_keys_are_dashes(project: Path) -> None:
+    for file in ("bench/latency-x.json", "bench/loadtest-x.json", "results/x.json"):
+        put(project, file, {})
+    assert run(project) == 0
+    assert "| `—` | — | — | — | — | — | — |" in readme(project)
+
+
+def test_a_taggers_quality_is_precision_recall_and_f1(project: Path) -> None:
+    put(project, "results/ner.json", {"recipe": "ner", "model": {"precision": 0.9, "recall": 0.8, "f1": 0.847}})
+    assert run(project) == 0
+    assert "| `ner` | — | P 0.900, R 0.800, F1 0.847 |" in readme(project)
+
+
+def test_a_busy_machine_is_told(project: Path) -> None:
+    put(project, "bench/latency-news.json", {**BENCH, "load_before": 3.5})
+    assert run(project) == 0
+    assert "busy with other work before (load 3.5)" in readme(project)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x\n<!-- table:weather -->\n<!-- /table:weather -->\n", "README.md:2: no table 'weather'"),
+        ("<!-- table:bench -->\n", "README.md: table 'bench' is never closed"),
+        ("<!-- /table:bench -->\n", "README.md:1: marker of table 'bench' without its partner"),
+        ("<!-- table:bench -->\n<!-- table:results -->\n", "README.md:2: marker of table 'results'"),
+    ],
+)
+def test_wrong_markers_are_named_with_file_and_line(
+    project: Path, content: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "README.md").write_text(content, encoding="utf-8")
+    assert run(project) == 2
+    assert words in capsys.readouterr().err
+    assert readme(project) == content
+
+
+def test_a_results_file_that_is_no_object_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(project, "results/broken.json", [1])
+    assert run(project) == 2
+    assert "broken.json: not a JSON object" in capsys.readouterr().err
