@@ -123,7 +123,11 @@ def run(
     share = summary["errors"]["share"]
     failed = share > max_error_share or not summary["requests"]
     if failed:
-        reason = f"{share:.2%} of the requests failed" if summary["requests"] else "no request was measured"
+        reason = (
+            f"{share:.2%} of the requests failed"
+            if summary["requests"]
+            else "no request was measured, the warm-up took all"
+        )
         typer.echo(f"error: {reason}; allowed are {max_error_share:.2%}", err=True)
     wrote = f"{out}/{{{SUMMARY},{ROWS},{REPORT}}}" + (f" and {publish}" if publish else "")
     console.print(f"results are in {wrote}; open {out / REPORT} in a browser", soft_wrap=True, markup=False)

@@ -48,7 +48,7 @@ class Run:
         self.users = itertools.count()
         self.active = plan.users
         self.taken = 0
-        self.zero = 0.0
+        self.zero = self.cpu_zero = 0.0
         self.over = gevent.event.Event()
         times = arrival_times(
             plan.rate, plan.span, arrivals=plan.arrivals, seed=plan.seed, limit=plan.max_requests
@@ -58,9 +58,8 @@ class Run:
     def now(self) -> float:
         """Seconds since the first user was ready."""
         if not self.zero:
-            self.zero = time.perf_counter()
-            gevent.spawn_later(self.plan.warmup, self.environment.stats.reset_all)
-            gevent.spawn(self._report)
+            self.zero, self.cpu_zero = time.perf_counter(), time.process_time()
+            self.reporter = gevent.spawn(self._report)
             gevent.spawn(self._stop)
         return time.perf_counter() - self.zero
 
@@ -125,15 +124,23 @@ class Run:
             self.over.set()
 
     def _report(self) -> None:
-        """Tells the parent process how far the run is: one JSON object per line on standard output."""
         while True:
-            state = {"elapsed": self.now(), "requests": len(self.rows), "errors": self.errors}
-            sys.stdout.write(json.dumps(state) + "\n")
-            sys.stdout.flush()
+            self._tell()
             gevent.sleep(PROGRESS_SECONDS)
+
+    def _tell(self) -> None:
+        """Tells the parent process how far the run is: one JSON object per line on standard output."""
+        elapsed = self.now()
+        # The generator shares the machine with the server: what it uses is not there to serve with.
+        cores = (time.process_time() - self.cpu_zero) / elapsed if elapsed else 0.0
+        state = {"elapsed": elapsed, "requests": len(self.rows), "errors": self.errors, "cpu_cores": cores}
+        sys.stdout.write(json.dumps(state) + "\n")
+        sys.stdout.flush()
 
     def _stop(self) -> None:
         self.over.wait()
+        self.reporter.kill()
+        self._tell()
         # Locust writes its CSV files once in a while and not at the end: let it write the last requests too.
         gevent.sleep(1.5 * CSV_STATS_INTERVAL_SEC)
         assert self.environment.runner is not None
@@ -208,6 +215,9 @@ class Caller(FastHttpUser):  # type: ignore[misc]  # Locust's types are not foll
             answer = check(status, content) if status else Answer(_kind_of(fault), str(fault or ""))
         row = run.keep(self.number, number, ask, status, answer, intended=intended, start=start, end=end)
         if not row.warmup:
+            if not self.environment.stats.num_requests:
+                # Sets the clock of Locust's own rates, which would otherwise include the warm-up.
+                self.environment.stats.reset_all()
             self.environment.events.request.fire(
                 request_type="POST",
                 name=ask.kind,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -31,7 +30,8 @@ from loadtests.texts import Mix, read_mix
 SCHEMA = "slipway.loadtest/1"
 ROWS, SUMMARY, REPORT, LOG, PREFIX = "requests.csv", "summary.json", "report.html", "locust.log", "locust"
 
-# Called about twice a second with what the Locust process reports: elapsed, requests, errors.
+# Called about twice a second with what the Locust process reports: elapsed seconds, requests, errors
+# by kind, and the cores that it uses itself.
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -122,10 +122,9 @@ def run(plan: Plan, model: dict[str, Any], out: Path, progress: Progress | None 
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         started = datetime.now(UTC)
-        cpu_before, load_before = _children_cpu(), round(os.getloadavg()[0], 2)
-        _locust(plan, folder, pairs, progress)
+        load_before = round(os.getloadavg()[0], 2)
+        state = _locust(plan, folder, pairs, progress)
         rows = from_csv(folder / ROWS)
-        wall = max((row.end for row in rows), default=0.0)
         summary = {
             "schema": SCHEMA,
             "created": started.isoformat(timespec="seconds"),
@@ -139,8 +138,7 @@ def run(plan: Plan, model: dict[str, Any], out: Path, progress: Progress | None 
             "plan": plan.model_dump(mode="json") | {"texts": plan.texts.name},
             "texts": {"short": len(mix.short), "long": len(mix.long), "left_out": mix.left_out},
             **summarise(rows, plan),
-            # The generator shares the machine with the server: what it used was not there to serve with.
-            "generator_cpu_cores": round((_children_cpu() - cpu_before) / wall, 2) if wall else None,
+            "generator_cpu_cores": round(float(state.get("cpu_cores", 0.0)), 2),
         }
         write_json(folder / SUMMARY, summary)
         out.mkdir(parents=True, exist_ok=True)
@@ -161,7 +159,8 @@ def write_json(file: Path, value: object) -> None:
     temporary.replace(file)
 
 
-def _locust(plan: Plan, folder: Path, pairs: bool, progress: Progress | None) -> None:
+def _locust(plan: Plan, folder: Path, pairs: bool, progress: Progress | None) -> dict[str, Any]:
+    """Runs Locust; returns the last state that it reported."""
     root = Path(__file__).resolve().parent.parent
     settings = folder / "plan.json"
     settings.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
@@ -189,6 +188,7 @@ def _locust(plan: Plan, folder: Path, pairs: bool, progress: Progress | None) ->
         env=environment,
     )
     tail: list[str] = []
+    last: dict[str, Any] = {}
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -197,6 +197,7 @@ def _locust(plan: Plan, folder: Path, pairs: bool, progress: Progress | None) ->
             except ValueError:
                 state = None
             if isinstance(state, dict) and "elapsed" in state:
+                last = state
                 if progress:
                     progress(state)
             else:
@@ -218,8 +219,4 @@ def _locust(plan: Plan, folder: Path, pairs: bool, progress: Progress | None) ->
         written = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if log.is_file() else []
         raise LocustFailed(code, "\n".join(written or [line.rstrip() for line in tail]))
     settings.unlink()
-
-
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    return last
