@@ -1,0 +1,97 @@
+"""From a recipe to rows: split, de-duplicated, labelled; what cannot be trained on is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import DataError
+from finetune.prepare import Prepared, prepare
+from finetune.recipe import load
+from tests.tiny_base import PIECES
+
+RECIPE = """
+summary = "a test"
+task = "{task}"
+[data]
+train = "rows.jsonl"
+{data}
+[base]
+model = "base"
+[text]
+max_tokens = 32
+overlap = 8
+"""
+
+
+def project(
+    folder: Path, rows: list[dict[str, object]], data: str = "", task: str = "single-label", positions: int = 64
+) -> Prepared:
+    base = folder / "base"
+    base.mkdir()
+    shape = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 32, "max_position_embeddings": positions}
+    (base / "config.json").write_text(json.dumps(shape))
+    (base / "vocab.txt").write_text("\n".join(PIECES), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "mine.toml").write_text(RECIPE.format(task=task, data=data), encoding="utf-8")
+    said: list[str] = []
+    prepared = prepare(load(str(folder / "mine.toml")), said.append)
+    assert said
+    return prepared
+
+
+ROWS: list[dict[str, object]] = [
+    {"text": f"今天{number}", "label": "好" if number % 3 else "坏"} for number in range(60)
+]
+
+
+def test_rows_are_split_in_proportion_and_none_is_lost(tmp_path: Path) -> None:
+    prepared = project(tmp_path, ROWS, "dev = 0.2\ntest = 12")
+    assert len(prepared.dev) == 12 and len(prepared.test) == 12 and len(prepared.train) == 36
+    texts = [row.text for split in (prepared.train, prepared.dev, prepared.test) for row in split]
+    assert sorted(texts) == sorted(str(row["text"]) for row in ROWS)
+    assert sum(row.label == "坏" for row in prepared.dev) == 4
+    assert prepared.task.labels == ("坏", "好")
+
+
+def test_copies_of_a_text_never_stand_on_two_sides(tmp_path: Path) -> None:
+    prepared = project(tmp_path, ROWS + ROWS[:30], "dev = 0.3\ntest = 0.3")
+    splits = [{row.text for row in split} for split in (prepared.train, prepared.dev, prepared.test)]
+    assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
+    assert sum(map(len, splits)) == 60
+
+
+def test_the_same_recipe_gives_the_same_split(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = project(tmp_path / "a", ROWS), project(tmp_path / "b", ROWS)
+    assert first.data_sha256 == second.data_sha256 and first.dev == second.dev
+
+
+def test_a_single_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs two"):
+        project(tmp_path, [{"text": f"今天{n}", "label": "好"} for n in range(20)])
+
+
+def test_windows_longer_than_the_positions_of_the_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"max_tokens is 32.*16 positions"):
+        project(tmp_path, ROWS, positions=16)
+
+
+def test_a_tagger_takes_its_types_from_the_rows(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": f"张三在北京{n}", "entities": [[0, 2, "PER"], [3, 5, "LOC"]]} for n in range(30)
+    ]
+    prepared = project(tmp_path, rows, task="token-classification")
+    assert prepared.task.labels == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+
+
+def test_a_pair_task_keeps_both_sides(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": f"今天{n}", "other": f"天气{n}", "label": "是" if n % 2 else "否"} for n in range(40)
+    ]
+    prepared = project(tmp_path, rows, 'pair = "other"', task="text-pair")
+    assert all(row.pair and row.pair.startswith("天气") for row in prepared.train)
