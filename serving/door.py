@@ -11,6 +11,7 @@ import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.errors import LimitExceeded
@@ -63,6 +64,8 @@ class Door:
             if announced.isdecimal() and int(announced) > self._limit:
                 raise LimitExceeded("body", "bytes", int(announced), self._limit)
             await self._app(scope, counted, noted)
+        except ClientDisconnect:
+            status = 499  # nobody is left to read an answer; the number is for the metrics only
         except Exception as error:
             kind = kind_of(error)
             if kind.status == 500:

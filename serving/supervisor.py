@@ -54,8 +54,8 @@ class Supervisor:
         self._backends: Path | None = None
         self._ports = (0, 0, 0)
         self._stopping = False
+        self._next_try = 0.0
         self.state = "not started"
-        self.restarts = 0
 
     @property
     def url(self) -> str:
@@ -66,6 +66,11 @@ class Supervisor:
     def pid(self) -> int | None:
         """The server's process id while it runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which the server may be back: what is left of the pause, and about a second to start."""
+        return max(0.0, self._next_try - time.monotonic()) + 1.0
 
     async def start(self, models: Sequence[str]) -> None:
         """Starts the server with these models and watches it from then on.
@@ -197,12 +202,12 @@ class Supervisor:
             if time.monotonic() - born > BACKOFF_FORGET:
                 backoff = BACKOFF_FIRST
             log.error("Triton ended (exit %s); restarting in %.1f s; its log is %s", code, backoff, self.log_file)
+            self._next_try = time.monotonic() + backoff
             await asyncio.sleep(backoff)
             backoff, failures = min(backoff * 2, BACKOFF_LAST), 0
             try:
                 await self._launch()
                 await self._until_ready()
-                self.restarts += 1
                 log.info("Triton is ready again")
             except (EngineUnavailable, OSError) as error:
                 log.error("the restart failed: %s", error)

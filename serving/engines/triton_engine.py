@@ -85,6 +85,8 @@ class TritonEngine:
         return {model.name: why for model, why in zip(self._models, answers, strict=True) if why}
 
     async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> FloatArray:
+        if self.supervisor and self.supervisor.state != "ready":
+            raise self._away()
         inputs = []
         for tensor, (name, values) in zip(
             model.manifest.signature.inputs, feeds(model, input_ids, token_type_ids).items(), strict=True
@@ -136,21 +138,24 @@ class TritonEngine:
         if status.endswith("INVALID_ARGUMENT"):
             # The gateway made the tensors, so this is a fault of ours and no state of the engine.
             return RuntimeError(f"Triton refuses the tensors: {message}")
-        state = self.supervisor.state if self.supervisor else "not answering"
-        if state != "ready":
-            return EngineUnavailable(f"Triton is {state}")
         if "queue" in message.lower():
             return EngineUnavailable("Triton's queue is full")
+        if self.supervisor and self.supervisor.state != "ready":
+            return self._away()
         if status.endswith(("UNAVAILABLE", "CANCELLED")):
-            return EngineUnavailable("Triton went away")
+            return EngineUnavailable("Triton does not answer")
         return EngineUnavailable("Triton failed to compute the answer")
+
+    def _away(self) -> EngineUnavailable:
+        assert self.supervisor
+        return EngineUnavailable(f"Triton is {self.supervisor.state}", self.supervisor.retry_after)
 
     async def _until_ready(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._start_seconds
         while reasons := await self.ready():
             if self.supervisor or asyncio.get_running_loop().time() > deadline:
                 name, why = next(iter(reasons.items()))
-                raise EngineUnavailable(f"{self._client_url}: {name}: {why}")
+                raise EngineUnavailable(f"Triton at {self._client_url}: {name}: {why}")
             await asyncio.sleep(0.5)
 
     async def _why_not(self, model: ServedModel) -> str:
@@ -160,6 +165,8 @@ class TritonEngine:
                 if await client.is_model_ready(model.name, str(model.manifest.version), client_timeout=READY_SECONDS):
                     return ""
                 return f"Triton has not loaded version {model.manifest.version}"
+        except EngineTimeout:
+            return "Triton does not answer"
         except EngineError as error:
             return str(error)
 
