@@ -177,6 +177,8 @@ class Caller(FastHttpUser):  # type: ignore[misc]  # Locust's types are not foll
 
     run_state: Run
     concurrency = 1
+    # A redirect could lead the load to another machine; it is an error of kind "http 3xx" instead.
+    max_redirects = 0
 
     def on_start(self) -> None:
         self.number = next(self.run_state.users)
@@ -229,6 +231,8 @@ class Caller(FastHttpUser):  # type: ignore[misc]  # Locust's types are not foll
 
 
 def _kind_of(fault: BaseException | None) -> str:
+    # The client wraps what it would try again, were it allowed to.
+    fault = getattr(fault, "original", None) or fault
     if isinstance(fault, TimeoutError):
         return "timeout"
     if isinstance(fault, ConnectionRefusedError):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -23,37 +23,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def start_gateway() -> Iterator[Callable[..., str]]:
-    """Starts stand-ins; returns the address of each."""
-    with ExitStack() as stack:
-
-        def start(*options: str) -> str:
-            port = free_port()
-            process = subprocess.Popen([sys.executable, str(STAND_IN), "--port", str(port), *options])
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            host = f"http://127.0.0.1:{port}"
-            for _ in range(300):
-                assert process.poll() is None, "the stand-in died"
-                try:
-                    httpx.get(f"{host}/health/ready", trust_env=False)
-                    return host
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            raise AssertionError("the stand-in did not start")
-
-        yield start
-
-
-@pytest.fixture(scope="session")
-def shared_gateway() -> Iterator[str]:
-    """One stand-in for all tests that do not break it."""
+@contextmanager
+def stand_in(*options: str) -> Iterator[str]:
+    """Runs a stand-in; yields its address."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, str(STAND_IN), "--port", str(port)])
+    process = subprocess.Popen([sys.executable, str(STAND_IN), "--port", str(port), *options])
     host = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
+            assert process.poll() is None, "the stand-in died"
             try:
                 httpx.get(f"{host}/health/ready", trust_env=False)
                 break
@@ -61,8 +39,23 @@ def shared_gateway() -> Iterator[str]:
                 time.sleep(0.1)
         yield host
     finally:
-        process.terminate()
+        # Not asked to end in peace: one that stands still would not.
+        process.kill()
         process.wait()
+
+
+@pytest.fixture
+def start_gateway() -> Iterator[Callable[..., str]]:
+    """Starts stand-ins with faults; returns the address of each."""
+    with ExitStack() as stack:
+        yield lambda *options: stack.enter_context(stand_in(*options))
+
+
+@pytest.fixture(scope="session")
+def shared_gateway() -> Iterator[str]:
+    """One stand-in for all tests that do not break it."""
+    with stand_in() as host:
+        yield host
 
 
 @pytest.fixture

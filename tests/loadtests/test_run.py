@@ -145,12 +145,10 @@ def test_pairs_are_sent_to_a_model_that_compares_two_texts(
     start_gateway: Callable[..., str], write_texts: Callable[..., Path], tmp_path: Path
 ) -> None:
     host = start_gateway("--task", "text-pair")
-    texts = write_texts(FINE, FINE * 3, pair=FINE)
-    assert (
-        brief(host, texts, tmp_path / "out", "--model", "reviews", "--max-requests", "20", "--warmup", "0").exit_code
-        == 0
-    )
-    assert {row.tokens for row in from_csv(tmp_path / "out" / "requests.csv")} == {2 * len(FINE), 4 * len(FINE)}
+    texts, out = write_texts(FINE * 3, pair=FINE), tmp_path / "out"
+    result = brief(host, texts, out, "--model", "reviews", "--max-requests", "40", "--warmup", "0")
+    assert result.exit_code == 0, result.output
+    assert {row.tokens for row in from_csv(out / "requests.csv")} == {2 * len(FINE), 4 * len(FINE)}
 
 
 @pytest.mark.slow
