@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from bundle.errors import BundleError, ExportError
+from bundle.errors import BundleError, ChecksumMismatch, ExportError
 from bundle.folder import Bundle, sha256_of
 from bundle.manifest import Artifact, FileRef, Manifest, Parity, Quality
 
@@ -31,21 +31,33 @@ def identity(artifact: Artifact) -> str:
 
 
 def source_of(bundle: Bundle, name: str) -> Artifact:
-    """The artifact that a step reads.
+    """The artifact that a step reads, with its files checked.
 
     Raises:
         ExportError: the step before has not run.
+        ChecksumMismatch: a file is not the one that was recorded.
     """
     artifact = bundle.manifest.artifacts.get(name)
     if artifact is None:
         raise ExportError(f"{bundle.root}: there is no artifact {name!r} yet; run the step before, or all of them")
+    for ref in _refs(artifact):
+        path = bundle.path(ref.file)
+        if not path.is_file():
+            raise BundleError(f"{path}: named in bundle.json but missing; run the step before again")
+        if (found := sha256_of(path)) != ref.sha256:
+            raise ChecksumMismatch(path, ref.sha256, found)
     return artifact
 
 
 def is_intact(bundle: Bundle, artifact: Artifact) -> bool:
     """Whether an artifact's files are there and have their recorded checksums."""
-    refs = (FileRef(file=artifact.file, sha256=artifact.sha256, bytes=artifact.bytes), *artifact.files)
-    return all(bundle.path(ref.file).is_file() and sha256_of(bundle.path(ref.file)) == ref.sha256 for ref in refs)
+    return all(
+        bundle.path(ref.file).is_file() and sha256_of(bundle.path(ref.file)) == ref.sha256 for ref in _refs(artifact)
+    )
+
+
+def _refs(artifact: Artifact) -> tuple[FileRef, ...]:
+    return FileRef(file=artifact.file, sha256=artifact.sha256, bytes=artifact.bytes), *artifact.files
 
 
 def is_current(bundle: Bundle, name: str, source: str, settings: Mapping[str, JsonValue]) -> bool:
@@ -110,8 +122,8 @@ def adopt(
         target.parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-        os.chmod(path, 0o644)
-        os.replace(path, target)
+        path.chmod(0o644)
+        path.replace(target)
     refs = [bundle.refer(file) for file in names]
     artifact = Artifact.model_validate(
         {

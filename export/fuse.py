@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +145,7 @@ def assert_fused(model: onnx.ModelProto, expected: dict[str, int]) -> dict[str, 
     Raises:
         FusionMissing: with both sides of every count that differs.
     """
-    found = {op: 0 for op in expected}
+    found = dict.fromkeys(expected, 0)
     for node in model.graph.node:
         if node.op_type in found:
             found[node.op_type] += 1
@@ -180,10 +180,8 @@ def fuse_graph(model: onnx.ModelProto, ids: str, types: str, pad_id: int) -> onn
             except (NoMatch, ValueError):
                 # Left as it is; the counts tell.
                 continue
-    try:
+    with suppress(NoMatch, ValueError):  # a tagger needs every token
         _first_token_only(graph)
-    except (NoMatch, ValueError):
-        pass  # a tagger needs every token
     return graph.finish()
 
 
@@ -246,7 +244,8 @@ def _transposed(graph: Graph, name: str) -> str:
     node = graph.made_by(name, "Mul", "Transpose")
     while node.op_type == "Mul":
         node = graph.made_by(graph.sides(node)[0], "Mul", "Transpose")
-    return node.output[0]
+    output: str = node.output[0]
+    return output
 
 
 def _projection(graph: Graph, name: str, perm: list[int]) -> tuple[str, Array, Array, int, int]:
@@ -343,12 +342,14 @@ def _embedding(graph: Graph, norm: onnx.NodeProto, ids: str, types: str, pad_id:
         else:
             tables.append((table, index))
     for table, index in tables:
-        values = [(probe, evaluate(graph, index, {ids: probe, types: np.zeros_like(probe)})) for probe in _probes(pad_id)]
-        if all(np.array_equal(value, np.broadcast_to(np.arange(probe.shape[1]), probe.shape)) for probe, value in values):
+        probes = _probes(pad_id)
+        values = [evaluate(graph, index, {ids: probe, types: np.zeros_like(probe)}) for probe in probes]
+        counting = [np.broadcast_to(np.arange(probe.shape[1]), probe.shape) for probe in probes]
+        if all(np.array_equal(value, wanted) for value, wanted in zip(values, counting, strict=True)):
             position = table
-        elif len({int(item) for _, value in values for item in value.reshape(-1)}) == 1:
+        elif len({int(item) for value in values for item in value.reshape(-1)}) == 1:
             # The same row for every token, such as ERNIE's task type: it can live in another table.
-            fixed.append(table[int(values[0][1].reshape(-1)[0])])
+            fixed.append(table[int(values[0].reshape(-1)[0])])
         elif position is None and not counted:
             # RoBERTa counts only the tokens that are not padding.
             position, counted = table, index
@@ -382,18 +383,12 @@ def _embedding(graph: Graph, norm: onnx.NodeProto, ids: str, types: str, pad_id:
 def _skip(graph: Graph, norm: onnx.NodeProto) -> None:
     """Bias and residual under a LayerNormalization → one SkipLayerNormalization."""
     total = graph.made_by(norm.input[0], "Add")
-    for branch, residual in (total.input, tuple(reversed(total.input))):
-        node = graph.producer.get(branch)
-        if node is None or node.op_type != "Add":
-            continue
-        try:
-            product, bias = graph.sides(node)
-            graph.made_by(product, "MatMul")
-        except NoMatch:
-            continue
-        if bias.ndim == 1 and bias.shape == graph.constant(norm.input[1]).shape:
-            break
-    else:
+    left, right = total.input
+    try:
+        product, bias, residual = *_biased_product(graph, left), right
+    except NoMatch:
+        product, bias, residual = *_biased_product(graph, right), left
+    if bias.shape != graph.constant(norm.input[1]).shape:
         raise NoMatch
     graph.replace(
         norm,
@@ -403,11 +398,20 @@ def _skip(graph: Graph, norm: onnx.NodeProto) -> None:
     )
 
 
+def _biased_product(graph: Graph, name: str) -> tuple[str, Array]:
+    """``x @ W + b`` that only the residual sum reads (the residual itself has more readers): the product's name, b."""
+    product, bias = graph.sides(graph.made_by(name, "Add"))
+    graph.made_by(product, "MatMul")
+    graph.only_reader(name, "Add")
+    return product, bias
+
+
 def _first_token_only(graph: Graph) -> None:
     """Computes the last layer beyond its attention for the first token alone, where only that one is read."""
     graph._index()
     norms = [node for node in graph.nodes if node.op_type == "SkipLayerNormalization"]
-    ends_here = [node for node in norms if [item.op_type for item in graph.readers.get(node.output[0], [])] == ["Slice"]]
+    readers = {id(node): [item.op_type for item in graph.readers.get(node.output[0], [])] for node in norms}
+    ends_here = [node for node in norms if readers[id(node)] == ["Slice"]]
     if len(ends_here) != 1:
         raise NoMatch
     final = ends_here[0]

@@ -16,7 +16,6 @@ import numpy as np
 from pydantic import JsonValue
 
 from bundle.encode import Encoded, Encoder
-from bundle.errors import ExportError
 from bundle.folder import Bundle, write_atomic
 from bundle.manifest import Artifact, Quality
 from bundle.metrics import ClassRow, confusion, entity_scores, per_class
@@ -102,9 +101,7 @@ class DevSplit:
         """
         if key not in self._known:
             with journal.progress(what) as progress:
-                found = predict(
-                    self.encoded, self.encoder, run, batch_tokens=1 if alone else 4096, progress=progress
-                )
+                found = predict(self.encoded, self.encoder, run, batch_tokens=1 if alone else 4096, progress=progress)
             self._known[key] = self._measured(found, reference)
         return self._known[key]
 
@@ -161,7 +158,8 @@ def judge(fp32: Quality, int8: Quality, tolerance: Tolerance) -> list[str]:
     share = int8.agreement if int8.agreement is not None else 0.0
     if share < tolerance.min_agreement - 1e-9:
         reasons.append(
-            f"{share:.2%} of the {int8.rows} dev rows are answered as fp32 does; {tolerance.min_agreement:.2%} are needed"
+            f"{share:.2%} of the {int8.rows} dev rows are answered as fp32 does; "
+            f"{tolerance.min_agreement:.2%} are needed"
         )
     return reasons
 
@@ -285,9 +283,3 @@ def _print_table(journal: Journal, fp32: Measured, int8: Measured) -> None:
     share = int8.quality.agreement
     table.add_row("same answer", "", "" if share is None else f"{share:.2%}", "")
     journal.console.print(table)
-
-
-def require_dev(dev: DevSplit) -> None:
-    """Raises `ExportError` where a measurement is needed and there is no dev split."""
-    if not dev.rows:
-        raise ExportError(f"{dev.bundle.root}: the bundle has no dev split")

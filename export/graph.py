@@ -189,7 +189,7 @@ class Graph:
         result = onnx.ModelProto()
         result.CopyFrom(self.model)
         for field in ("node", "initializer", "value_info"):
-            result.graph.ClearField(field)  # type: ignore[arg-type]  # the stub wants literals
+            result.graph.ClearField(field)
         result.graph.node.extend(order)
         result.graph.initializer.extend(kept)
         if outputs is not None:

@@ -113,7 +113,12 @@ class Journal:
 def worker_environment() -> dict[str, str]:
     """The environment of a process that imports Paddle: its threads, and MKL's fast path on AMD."""
     threads = str(cores())
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "FLAGS_paddle_num_threads": threads, "GLOG_minloglevel": "2"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "FLAGS_paddle_num_threads": threads,
+        "GLOG_minloglevel": "2",
+    }
     if is_amd():
         # Paddle's bundled MKL takes a slow path on AMD unless told; 44 → 149 GFLOP/s measured on two cores.
         environment["MKL_DEBUG_CPU_TYPE"] = "5"

@@ -118,6 +118,8 @@ def check_session(name: str, session: onnxruntime.InferenceSession, signature: S
                     raise ParityFailed(
                         name, "the manifest", f"{item.name}: axis {axis} ({free}) is fixed at {here}, it must be free"
                     )
+                if isinstance(free, int) and here != free:
+                    raise ParityFailed(name, "the manifest", f"{item.name}: axis {axis} is {here}, not {free}")
 
 
 def check_axes(name: str, run: Run, golden: GoldenRows) -> None:

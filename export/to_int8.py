@@ -74,6 +74,7 @@ WEIGHT_LIMIT = 64
 CLEARLY_FASTER = 0.8
 PER_LAYER = 4
 
+
 @dataclass(frozen=True)
 class Scheme:
     """One way to quantize.
@@ -210,9 +211,7 @@ def to_int8(
         )
 
 
-def _choose(
-    bench: Bench, dev: DevSplit, tolerance: Tolerance, journal: Journal
-) -> tuple[Candidate, list[Candidate]]:
+def _choose(bench: Bench, dev: DevSplit, tolerance: Tolerance, journal: Journal) -> tuple[Candidate, list[Candidate]]:
     """Tries the candidates; see the module's docstring for the order."""
     static, dynamic = bench.candidate(Scheme("static")), bench.candidate(Scheme("dynamic"))
     tried = [static, dynamic]
@@ -270,7 +269,9 @@ class Bench:
         self.reference = self._predict(self._fp32_session, alone=False)
         self.fp32_milliseconds = 0.0
         with journal.progress("calibration") as progress:
-            self.plan = calibrate(fused, self.sites, self.windows, self.signature, bundle.manifest.text.pad_id, progress)
+            self.plan = calibrate(
+                fused, self.sites, self.windows, self.signature, bundle.manifest.text.pad_id, progress
+            )
 
     def _calibration_rows(self, golden: GoldenRows) -> list[Encoded]:
         splits = self.bundle.manifest.splits

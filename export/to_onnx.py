@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import JsonValue
+
 from bundle.encode import Encoder
 from bundle.errors import ConversionFailed
 from bundle.folder import Bundle
@@ -37,7 +39,7 @@ def to_onnx(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
         ParityFailed: names, dtypes, axes, shapes or values differ.
     """
     source = source_of(bundle, SOURCE)
-    settings = {"opset": OPSET, "tolerance": FP32_TOLERANCE}
+    settings: dict[str, JsonValue] = {"opset": OPSET, "tolerance": FP32_TOLERANCE}
     if not force and is_current(bundle, NAME, SOURCE, settings):
         journal.say("  up to date")
         return bundle

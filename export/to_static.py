@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from bundle.decode import FloatArray
 from bundle.encode import Encoded, Encoder
@@ -52,7 +53,7 @@ def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundl
         raise ExportError(
             f"{bundle.root}: cannot export {manifest.made.architecture!r}; known: {', '.join(ARCHITECTURES)}"
         )
-    settings = {"opset": "pir", "sample_rows": SAMPLE_ROWS, "tolerance": FP32_TOLERANCE}
+    settings: dict[str, JsonValue] = {"form": "pir", "sample_rows": SAMPLE_ROWS, "tolerance": FP32_TOLERANCE}
     if not force and is_current(bundle, NAME, SOURCE, settings):
         journal.say("  up to date")
         return bundle
@@ -107,9 +108,7 @@ def sample_rows(bundle: Bundle, count: int = SAMPLE_ROWS) -> list[Row]:
     return [rows[index] for index in picked]
 
 
-def quality_of(
-    bundle: Bundle, rows: list[Row], found: list[Predicted], reference: list[Predicted] | None
-) -> Quality:
+def quality_of(bundle: Bundle, rows: list[Row], found: list[Predicted], reference: list[Predicted] | None) -> Quality:
     """Metrics on rows of the dev split, and agreement with reference answers to the same rows."""
     task, pooling = bundle.manifest.task, bundle.manifest.text.pooling
     return Quality(
@@ -124,9 +123,11 @@ def quality_of(
 
 def save_answers(path: Path, predicted: list[Predicted]) -> None:
     """The logits of some rows, window by window, as an ``.npz``."""
-    arrays = {f"{row}.{window}": values for row, item in enumerate(predicted) for window, values in enumerate(item.logits)}
+    arrays = {
+        f"{row}.{window}": values for row, item in enumerate(predicted) for window, values in enumerate(item.logits)
+    }
     with path.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub knows only allow_pickle
+        np.savez_compressed(stream, **arrays)
 
 
 def load_answers(bundle: Bundle, encoded: list[Encoded]) -> list[Predicted]:

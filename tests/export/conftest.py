@@ -1,0 +1,72 @@
+"""Tiny bundles, built once a session with PaddleNLP in a process of its own, and exported once each."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bundle.folder import Bundle, open_bundle
+from export.fuse import fuse
+from export.gate import DevSplit, gate
+from export.journal import Journal
+from export.to_int8 import to_int8
+from export.to_onnx import to_onnx
+from export.to_static import to_static
+
+Copy = Callable[[str], Bundle]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles as finetune leaves them: `<name>/bundle`."""
+    folder = tmp_path_factory.mktemp("trained")
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("tiny.py")), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """The named bundle after the whole chain. It is shared: do not change it, take a copy."""
+    folder = tmp_path_factory.mktemp("exported")
+    done: dict[str, Bundle] = {}
+
+    def export(name: str) -> Bundle:
+        if name not in done:
+            root = folder / name / "bundle"
+            shutil.copytree(trained / name / "bundle", root)
+            bundle = open_bundle(root)
+            journal = Journal(folder / name / "export.log")
+            bundle = fuse(to_onnx(to_static(bundle, journal), journal), journal)
+            dev = DevSplit(bundle)
+            done[name] = gate(to_int8(bundle, journal, dev), journal, dev)
+        return done[name]
+
+    return export
+
+
+@pytest.fixture
+def copied(exported: Copy, tmp_path: Path) -> Copy:
+    """A copy of an exported bundle that a test may change."""
+
+    def copy(name: str) -> Bundle:
+        root = tmp_path / name / "bundle"
+        shutil.copytree(exported(name).root, root)
+        return open_bundle(root)
+
+    return copy
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "export.log")
