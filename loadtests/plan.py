@@ -60,8 +60,8 @@ def check_host(host: str, *, allow_remote: bool) -> str:
         LoadTestError: it is not an address such as ``http://127.0.0.1:8000``.
         RemoteRefused: it is not this machine and ``allow_remote`` is false.
     """
-    parts = urlsplit(host)
     try:
+        parts = urlsplit(host)
         named, _ = parts.hostname, parts.port
     except ValueError as error:
         raise LoadTestError(f"--host {host}: {error}") from error

@@ -119,7 +119,8 @@ def run(plan: Plan, model: dict[str, Any], out: Path, progress: Progress | None 
     mix = read_mix(plan.texts, short_share=plan.short_share, seed=plan.seed, max_chars=plan.max_chars, pairs=pairs)
     try_out(plan, mix)
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    # Absolute, because Locust runs inside it.
+    folder = Path(tempfile.mkdtemp(dir=out.parent.resolve(), prefix=f".{out.name}."))
     try:
         started = datetime.now(UTC)
         load_before = round(os.getloadavg()[0], 2)
@@ -217,6 +218,7 @@ def _locust(plan: Plan, folder: Path, pairs: bool, progress: Progress | None) ->
     if code or not (folder / ROWS).is_file():
         log = folder / LOG
         written = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if log.is_file() else []
-        raise LocustFailed(code, "\n".join(written or [line.rstrip() for line in tail]))
+        lines = [line.rstrip() for line in (*written, *tail)]
+        raise LocustFailed(code, "\n".join(filter(None, lines)))
     settings.unlink()
     return last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,17 @@ def test_a_spent_budget_ends_the_bench_and_not_the_results(bundle: Bundle) -> No
     record = bench_of(bundle, said, Effort(rounds=4, least_rounds=2, warmups=2, budget=0.0, slowest_call=5.0))
     assert record["cells"] == []
     assert all("would take longer" in item["reason"] for item in record["skipped"])
+
+
+@pytest.mark.slow
+def test_paddle_and_onnx_forms_of_a_trained_model_agree_and_are_all_timed(exported: Callable[[str], Bundle]) -> None:
+    record = bench_of(exported("ernie-classes"), [], tokens=(16,))
+    forms = ["paddle_dygraph", "paddle_inference", "paddle_inference_onednn", "onnx_fp32", "onnx_fused", "onnx_int8"]
+    assert list(record["candidates"]) == forms
+    assert record["left_out"] == {}
+    assert [list(cell["results"]) for cell in record["cells"]] == [forms, forms]
+    fp32 = [item for item in record["candidates"].values() if item["precision"] == "fp32"]
+    assert all(item["parity_max_abs"] <= 1e-4 for item in fp32)
 
 
 def test_shapes_are_filled_with_real_tokens_between_the_special_ones(bundle: Bundle) -> None:
