@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bundle.folder import Bundle
     from bundle.manifest import Artifact
     from export.gate import DevSplit, Tolerance
@@ -95,15 +97,15 @@ def run(
     start = time.perf_counter()
     try:
         bundle, dev, tolerance = _open(root, dev_rows, max_drop, min_agreement)
-        console.print(f"[bold]{bundle.name}[/bold] {root} ({bundle.manifest.made.architecture}); details: {log}")
+        journal.say(f"{bundle.name}: {root} ({bundle.manifest.made.architecture}); the libraries' words go to {log}")
         for step in [only] if only else list(Step):
             bundle = _step(step, bundle, journal, dev, tolerance, force, (repository, platform, instances, threads))
     except SlipwayError as error:
-        console.print(f"[red]error:[/red] {error}", markup=True, highlight=False)
-        console.print(f"What the libraries said: {log}", highlight=False)
+        _complain(console, error)
+        console.print(f"What the libraries said: {log}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     following = "make serve" if bundle.manifest.published else f"python -m export run {folder}"
-    console.print(f"Done in {time.perf_counter() - start:.1f} s. Next: {following}", highlight=False)
+    journal.say(f"Done in {time.perf_counter() - start:.1f} s. Next: {following}")
 
 
 def _open(root: Path, dev_rows: int, max_drop: float, min_agreement: float) -> tuple[Bundle, DevSplit, Tolerance]:
@@ -176,7 +178,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
     try:
         bundle = open_bundle(bundle_folder(folder), verify=False)
     except SlipwayError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        _complain(console, error)
         raise typer.Exit(1) from error
     table = Table(title=f"{bundle.name} ({bundle.root})", title_justify="left")
     table.add_column("artifact", no_wrap=True)
@@ -199,7 +201,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
     published = bundle.manifest.published
     console.print(
         "difference: of a logit from the trained model on the golden rows, at most; golden: golden rows answered "
-        "alike; dev: macro-F1 (a tagger's F1) on so many rows; agree: of these, answered as the reference; ms: a window",
+        "alike; dev: macro-F1 (a tagger's F1) on so many rows; agree: share answered as the reference; ms: a window",
         style="dim",
         highlight=False,
     )
@@ -210,6 +212,12 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
 def bundle_folder(folder: Path) -> Path:
     """The bundle itself: the folder given, or the ``bundle`` folder inside it."""
     return folder / "bundle" if not (folder / "bundle.json").is_file() else folder
+
+
+def _complain(console: Console, error: Exception) -> None:
+    # The sentence may hold brackets that are no markup, and paths that must stay in one piece.
+    console.print("error:", style="red", end=" ")
+    console.print(str(error), markup=False, highlight=False, soft_wrap=True)
 
 
 def _milliseconds(bundle: Bundle, name: str) -> float | None:
