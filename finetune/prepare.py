@@ -57,7 +57,8 @@ def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
     """
     train, dev, test, labels, source, key = _read(recipe, say, cache)
     train, dev, test, report = deduplicate(train, dev, test, key=key)
-    for sentence in report.sentences():
+    # Real data holds spam that nobody wants on a screen; the report keeps examples for who asks.
+    for sentence in report.sentences(examples=False):
         say(sentence)
     if dev is None or test is None or not dev or not test:
         raise DataError(f"{source.name}: dev and test must have rows; give [data] dev and test as a file or a share")
@@ -141,7 +142,7 @@ def _read(
     if dev is None or test is None:
         # Copies must go before the split, or one of two lands in train and the other in test.
         train, known_dev, known_test, report = deduplicate(train, dev or [], test or [], key=key)
-        for sentence in report.sentences():
+        for sentence in report.sentences(examples=False) if report.removed else ():
             say(sentence)
         shares = split(
             train,

@@ -89,7 +89,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def _print(self, sentence: str) -> None:
         if self.progress is not None:
-            self.progress.console.print("  " + sentence, highlight=False)
+            self.progress.console.print("  " + sentence, highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, point: dict[str, float]) -> None:
         with self.history.open("a", encoding="utf-8") as stream:

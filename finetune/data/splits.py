@@ -209,8 +209,12 @@ class DuplicateReport:
             text = " ".join(row.text.split())
             kept.append(text if len(text) <= 40 else text[:40] + "…")
 
-    def sentences(self) -> list[str]:
-        """The report in sentences, with examples; one sentence when there was nothing to remove."""
+    def sentences(self, *, examples: bool = True) -> list[str]:
+        """The report in sentences; one sentence when there was nothing to remove.
+
+        Args:
+            examples: quote the beginning of up to three removed texts for each reason.
+        """
         if not self.removed:
             return ["No text stands twice in or across the splits."]
         lines = [
@@ -229,8 +233,8 @@ class DuplicateReport:
         ]
         for count, reason, sentence in facts:
             if count:
-                examples = "; ".join(f"“{text}”" for text in self.examples.get(reason, []))
-                lines.append(f"{count:,} {sentence}" + (f", such as {examples}." if examples else "."))
+                quoted = "; ".join(f"“{text}”" for text in self.examples.get(reason, []) if examples)
+                lines.append(f"{count:,} {sentence}" + (f", such as {quoted}." if quoted else "."))
         if self.conflicts:
             lines.append(f"{self.conflicts:,} texts carry different labels in different places of the data.")
         return lines
