@@ -24,7 +24,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.metric = prepared.recipe.metric
         self.accumulate = prepared.recipe.train.accumulate
         self.tokens, self.say = tokens_per_batch, say
-        self.started, self.first_step, self.busy = time.monotonic(), 0, 0.0
+        self.started, self.first_step = time.monotonic(), 0
         self.loss = float("nan")
         self.progress: Progress | None = None
 
@@ -47,7 +47,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         done = sum(self.tokens[self.first_step * self.accumulate : state.global_step * self.accumulate])
-        rate = done / max(time.monotonic() - self.started - self.busy, 1e-9)
+        rate = done / max(time.monotonic() - self.started, 1e-9)
         self.rate = rate
         if self.progress is not None:
             self.progress.update(self.bar, completed=state.global_step, rate=rate, loss=self.loss)
@@ -60,6 +60,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                     f"step {state.global_step:,}/{state.max_steps:,}: train loss {self.loss:.3f}, "
                     f"{rate:,.0f} tokens/s, about {left:.0f} s left"
                 )
+
+        if state.global_step == state.max_steps:
+            # The interval rarely divides the run; without this the steps after the last evaluation would be lost.
+            control.should_evaluate = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}

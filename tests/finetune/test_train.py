@@ -188,3 +188,9 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
         np.testing.assert_allclose(value, right[name], atol=1e-6, err_msg=name)
+
+
+def test_the_last_step_is_evaluated_and_may_be_the_best(trained: tuple[Path, str]) -> None:
+    report = json.loads((trained[0] / "mood" / "run" / "evaluation.json").read_text())
+    last = max(point["step"] for point in report["history"] if "dev_loss" in point)
+    assert last == report["steps"]
