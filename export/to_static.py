@@ -29,7 +29,7 @@ from export.parity import FP32_TOLERANCE, GoldenRows
 NAME, SOURCE = "paddle_static", "paddle"
 GRAPH, WEIGHTS, ANSWERS = "static/model.json", "static/model.pdiparams", "static/answers.npz"
 # Dev rows that the training framework itself answers here; all of them would take minutes and prove little more.
-SAMPLE_ROWS = 64
+SAMPLE_ROWS = 32
 
 # The classes that may be built from a manifest: a name from a file must not choose freely what is constructed.
 ARCHITECTURES = tuple(
