@@ -182,7 +182,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
         raise typer.Exit(1) from error
     table = Table(title=f"{bundle.name} ({bundle.root})", title_justify="left")
     table.add_column("artifact", no_wrap=True)
-    for column in ("size", "difference", "golden", "dev", "rows", "agree", "ms"):
+    for column in ("size", "diff", "golden", "dev", "rows", "agree", "ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, artifact in bundle.manifest.artifacts.items():
         parity, quality = artifact.parity, artifact.quality
@@ -200,7 +200,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
     console.print(table)
     published = bundle.manifest.published
     console.print(
-        "difference: of a logit from the trained model on the golden rows, at most; golden: golden rows answered "
+        "diff: of a logit from the trained model on the golden rows, at most; golden: golden rows answered "
         "alike; dev: macro-F1 (a tagger's F1) on so many rows; agree: share answered as the reference; ms: a window",
         style="dim",
         highlight=False,
