@@ -35,6 +35,8 @@ LOSING_TOKENIZERS = ("0.23.1", "0.23.2")
 # Where a cut hurts least: after a sentence, else after a clause. Chinese and Latin punctuation, line breaks.
 SENTENCE_ENDS = frozenset("。！？!?…\n\r；;．")
 CLAUSE_ENDS = frozenset("，,、：:）)】》」』”’ \t—")
+# Characters beyond which a text is tokenized without holding the GIL.
+UNLOCKED_CHARACTERS = 10_000
 # The last part of a window in which a cut may be moved forward to such an end.
 CUT_ZONE = 0.25
 
@@ -106,7 +108,7 @@ class WindowRow:
 class Encoder:
     """Cuts texts into windows as a bundle's manifest says.
 
-    Thread-safe: the tokenizer releases the GIL and nothing here is changed by a call.
+    Thread-safe: nothing here is changed by a call, and a long text does not keep other threads from running.
     """
 
     def __init__(self, tokenizer: Tokenizer, spec: TextSpec) -> None:
@@ -140,7 +142,12 @@ class Encoder:
             InvalidText: the text holds a lone surrogate, which no encoding can carry.
         """
         try:
-            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(text) > UNLOCKED_CHARACTERS:
+                # The only call of `tokenizers` 0.21 that releases the GIL: a megabyte takes seconds, during which
+                # a server's other requests must go on.
+                (encoding,) = self.tokenizer.encode_batch([text], add_special_tokens=False)
+            else:
+                encoding = self.tokenizer.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidText(field, f"{field} holds a lone surrogate, which is not text; remove it") from error
         ids = np.array(encoding.ids, dtype=np.int64)

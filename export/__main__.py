@@ -76,11 +76,15 @@ def run(
     instances: Annotated[int, typer.Option(min=1, help="Model instances in Triton.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Threads of one instance; 0: all cores shared evenly.")] = 0,
     max_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest loss of macro-F1 (entity F1) of INT8; 0.01 is one point.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Largest loss of macro-F1 (entity F1) of INT8; default: the recipe's, or 0.01."
+        ),
+    ] = None,
     min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest share of dev rows that INT8 answers as fp32 does.")
-    ] = 0.99,
+        float | None,
+        typer.Option(min=0, max=1, help="Smallest share of dev rows answered as fp32; default: the recipe's, or 0.99."),
+    ] = None,
     dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 0,
 ) -> None:
     """Converts, fuses and quantizes a bundle's model, proves each form, publishes one, and writes Triton's files."""
@@ -108,14 +112,25 @@ def run(
     journal.say(f"Done in {time.perf_counter() - start:.1f} s. Next: {following}")
 
 
-def _open(root: Path, dev_rows: int, max_drop: float, min_agreement: float) -> tuple[Bundle, DevSplit, Tolerance]:
-    """Opens the bundle and checks what this room reads; what it writes itself is checked by each step."""
+def _open(
+    root: Path, dev_rows: int, max_drop: float | None, min_agreement: float | None
+) -> tuple[Bundle, DevSplit, Tolerance]:
+    """Opens the bundle and checks what this room reads; what it writes itself is checked by each step.
+
+    The gate's tolerances are the recipe's, which travel with the trained checkpoint, unless options say otherwise.
+    """
     from bundle.folder import open_bundle
     from export.gate import DevSplit, Tolerance
 
     bundle = open_bundle(root, verify=False)
     bundle.verify(["paddle"])
-    return bundle, DevSplit(bundle, dev_rows), Tolerance(max_drop, min_agreement)
+    given = bundle.manifest.artifacts["paddle"].details
+    usual = Tolerance()
+    tolerance = Tolerance(
+        float(str(given.get("max_drop", usual.max_drop))) if max_drop is None else max_drop,
+        float(str(given.get("min_agreement", usual.min_agreement))) if min_agreement is None else min_agreement,
+    )
+    return bundle, DevSplit(bundle, dev_rows), tolerance
 
 
 def _step(

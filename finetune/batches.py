@@ -23,6 +23,7 @@ def plan(
     batch: int,
     windows: Literal["first", "random", "head-heavy"],
     seed: int,
+    head_share: float = 0.5,
 ) -> list[list[Item]]:
     """Plans all batches of a run.
 
@@ -30,7 +31,8 @@ def plan(
         lengths: per row, the tokens of each of its windows.
         epochs: passes over the rows; in each pass a row gives one window.
         batch: windows in a batch.
-        windows: which one. ``head-heavy`` takes the first in half of the cases: titles and leads tell most.
+        windows: which one. ``head-heavy`` takes the first with probability ``head_share``, else any: titles and
+            leads tell most.
 
     Returns:
         batches in order, at least one.
@@ -39,7 +41,7 @@ def plan(
     batches: list[list[Item]] = []
     whole = int(epochs)
     for number in range(whole + (epochs > whole)):
-        items = [(row, _pick(len(own), windows, generator)) for row, own in enumerate(lengths)]
+        items = [(row, _pick(len(own), windows, head_share, generator)) for row, own in enumerate(lengths)]
         generator.shuffle(items)
         if number == whole:  # the last, partial pass
             items = items[: max(1, round((epochs - whole) * len(items)))]
@@ -52,7 +54,7 @@ def plan(
     return batches
 
 
-def _pick(count: int, windows: str, generator: random.Random) -> int:
-    if count == 1 or windows == "first" or (windows == "head-heavy" and generator.random() < 0.5):
+def _pick(count: int, windows: str, head_share: float, generator: random.Random) -> int:
+    if count == 1 or windows == "first" or (windows == "head-heavy" and generator.random() < head_share):
         return 0
     return generator.randrange(count)

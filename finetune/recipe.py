@@ -110,8 +110,9 @@ class Train(Strict):
     )
     windows: Literal["first", "random", "head-heavy"] = Field(
         default="head-heavy",
-        description="which window of a long row a pass reads: the first, any, or the first in half of the passes",
+        description="which window of a long row a pass reads: the first, any, or the first with head_share",
     )
+    head_share: float = Field(default=0.5, ge=0, le=1, description="how often head-heavy reads the first window")
     amp: Literal["off", "fp16", "bf16"] = Field(default="off", description="mixed precision; needs a GPU")
     eval_every: float = Field(default=0.25, gt=0, le=1, description="share of the run between two dev evaluations")
     patience: int = Field(default=3, ge=1, description="dev evaluations without a better score before the run stops")

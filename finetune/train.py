@@ -74,6 +74,7 @@ def train(prepared: Prepared, run: Path, say: Say) -> Trained:
         epochs=recipe.train.epochs,
         batch=recipe.train.batch,
         windows=recipe.train.windows,
+        head_share=recipe.train.head_share,
         seed=seed,
     )
     tokens = sum(int(encoded[row].window_tokens[window]) + 2 for batch in batches for row, window in batch)

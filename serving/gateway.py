@@ -91,7 +91,9 @@ class Gateway:
                 f"logits from the {self.engine.name} engine differ by up to {measured.max_abs:.3g}, "
                 f"the bundle allows {recorded.tolerance:.3g} (export measured {recorded.max_abs:.3g})",
             )
-        if measured.label_agreement < recorded.label_agreement:
+        # INT8 is held to its tolerance alone: another CPU's kernels round differently, and a row near a tie may flip.
+        exact = model.artifact.precision == "fp32"
+        if exact and measured.label_agreement < recorded.label_agreement:
             raise GoldenMismatch(
                 model.name,
                 model.format,
