@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,22 @@ def test_a_megabyte_of_one_character_is_answered_or_refused(http: httpx.Client) 
     # One word without an end is one unknown token, as BERT tokenizers have it.
     assert http.post(PREDICT, json={"inputs": "a" * 1_000_000}).status_code == 200
     problem(http.post(PREDICT, json={"inputs": " " * 1_000_000}), 422, "invalid-text")
+
+
+def test_other_requests_are_answered_while_a_megabyte_is_tokenized(onnx_server: Server, http: httpx.Client) -> None:
+    done: list[int] = []
+    body = json.dumps({"inputs": "大" * 1_000_000}, ensure_ascii=False).encode()
+    thread = threading.Thread(
+        target=lambda: done.append(httpx.post(onnx_server.url + PREDICT, content=body, timeout=60).status_code)
+    )
+    thread.start()
+    meanwhile = 0
+    while thread.is_alive():
+        assert http.post(PREDICT, json={"inputs": "好"}).status_code == 200
+        meanwhile += not done
+    assert done == [413]
+    # One that holds the interpreter lets a request or two pass, before and after.
+    assert meanwhile > 20
 
 
 def test_a_body_too_large_is_refused(http: httpx.Client) -> None:
