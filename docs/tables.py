@@ -1,8 +1,9 @@
 """Puts measured figures into README.md and docs: ``python docs/tables.py`` after a bench, a load test, a training.
 
 Rewrites what stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` from results files, so that no figure
-is typed by hand. NAME is ``bench`` (docs/bench/latency-*.json), ``results`` (docs/results/*.json) or ``loadtest``
-(docs/bench/loadtest-*.json). ``--check`` writes nothing and exits with 1 when a document is stale. Needs only Python.
+is typed by hand. NAME is ``bench`` (docs/bench/latency-*.json), ``results`` (docs/results/*.json), ``loadtest``
+(docs/bench/loadtest-*.json) or ``settings`` (the gateway's settings as it prints them). ``--check`` writes nothing and
+exits with 1 when a document is stale. Only ``settings`` needs more than Python.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -204,6 +206,23 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[tuple[str, dict[str, Any]]]], st
     "loadtest": ("docs/bench/loadtest-*.json", loadtest_table, "make loadtest"),
 }
 
+# The gateway's settings are not figures, but are not typed twice either.
+SETTINGS = "settings"
+
+
+def _settings(root: Path) -> str:
+    """The table that ``python -m serving settings --markdown`` prints.
+
+    Raises:
+        TablesError: the serving room is not installed.
+    """
+    command = [sys.executable, "-m", "serving", "settings", "--markdown"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    if result.returncode:
+        raise TablesError(f"`{' '.join(command[1:])}` failed: {result.stderr.strip()[-200:]}")
+    return result.stdout.strip()
+
+
 # --- documents -------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +232,8 @@ def render(name: str, root: Path) -> str:
     Raises:
         TablesError: a results file is not a JSON object.
     """
+    if name == SETTINGS:
+        return _settings(root)
     pattern, make, command = TABLES[name]
     records = [(file.stem, _read(file)) for file in sorted(root.glob(pattern))]
     return make(records) if records else f"No figures yet: `{command}` writes them."
@@ -244,8 +265,9 @@ def _check_markers(content: str, file: Path) -> None:
     opened: str | None = None
     for line, words in enumerate(content.splitlines(), 1):
         for closing, name in _MARK.findall(words):
-            if name not in TABLES:
-                raise TablesError(f"{file}:{line}: no table {name!r}; there are {', '.join(TABLES)}")
+            if name not in TABLES and name != SETTINGS:
+                known = ", ".join([*TABLES, SETTINGS])
+                raise TablesError(f"{file}:{line}: no table {name!r}; there are {known}")
             if (opened != name) if closing else (opened is not None):
                 raise TablesError(f"{file}:{line}: marker of table {name!r} without its partner")
             opened = None if closing else name

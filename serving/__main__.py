@@ -79,11 +79,19 @@ def run(
 
 
 @app.command()
-def settings() -> None:
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table that README holds.")] = False,
+) -> None:
     """List every setting: its environment variable, default and meaning."""
     from serving.settings import Settings
 
+    if markdown:
+        typer.echo("| variable | default | meaning |\n| --- | --- | --- |")
     for name, field in Settings.model_fields.items():
+        if markdown:
+            default = f"`{field.default}`" if str(field.default) else "empty"
+            typer.echo(f"| `SLIPWAY_{name.upper()}` | {default} | {(field.description or '').replace('<', '&lt;')} |")
+            continue
         typer.echo(f"SLIPWAY_{name.upper():<18} {field.default!s:<18} {field.description}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -209,3 +211,16 @@ def test_a_results_file_that_is_no_object_is_named(project: Path, capsys: pytest
     put(project, "results/broken.json", [1])
     assert run(project) == 2
     assert "broken.json: not a JSON object" in capsys.readouterr().err
+
+
+def test_readmes_settings_table_is_what_the_gateway_prints() -> None:
+    root = Path(__file__).parent.parent
+    printed = subprocess.run(
+        [sys.executable, "-m", "serving", "settings", "--markdown"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.count("SLIPWAY_") >= 15
+    assert printed.strip() in (root / "README.md").read_text(encoding="utf-8")
