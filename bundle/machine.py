@@ -30,6 +30,16 @@ def cpu() -> tuple[str, str, frozenset[str]]:
     return fields.get("vendor_id", ""), fields.get("model name", ""), frozenset(fields.get("flags", "").split())
 
 
+def is_amd() -> bool:
+    """Whether the processor is AMD's, on which Paddle's MKL needs to be told to be fast."""
+    return cpu()[0] == "AuthenticAMD"
+
+
+def has_vnni() -> bool:
+    """Whether the processor multiplies 8-bit integers without intermediate saturation."""
+    return bool(cpu()[2] & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 def hardware() -> dict[str, object]:
     """CPU model, cores that this process may use, instruction sets, memory in GiB, operating system."""
     _, model, flags = cpu()

@@ -85,7 +85,7 @@ def run(
         float | None,
         typer.Option(min=0, max=1, help="Smallest share of dev rows answered as fp32; default: the recipe's, or 0.99."),
     ] = None,
-    dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 0,
+    dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 400,
 ) -> None:
     """Converts, fuses and quantizes a bundle's model, proves each form, publishes one, and writes Triton's files."""
     from rich.console import Console

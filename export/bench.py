@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bundle.errors import BundleError, ExportError, ParityFailed, SlipwayError
+from bundle.machine import commit, cores, hardware, versions
 from export.forms import PADDLE, Candidate, Stand, environment_of
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ REFERENCE = "onnx_fp32"
 # Between two candidates, so that the threads of the one before have stopped spinning.
 PAUSE_SECONDS = 0.005
 REAL_WINDOWS = 16
-ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +248,6 @@ def bench(
         ExportError: no candidate could be started, or one died.
     """
     from export.parity import GoldenRows
-    from export.session import cores
 
     report = report or Report()
     threads = threads or cores()
@@ -291,7 +288,7 @@ def bench(
             "max_tokens": bundle.manifest.text.max_tokens,
             "commit": commit(),
             "hardware": hardware(),
-            "versions": versions(),
+            "versions": versions(("paddlepaddle", "paddlenlp", "onnxruntime", "numpy")),
             "load_before": load,
             "threads": threads,
             "environment": environment_of(threads),
@@ -355,57 +352,6 @@ def _figures(seconds: dict[str, list[float]]) -> dict[str, dict[str, float | int
         }
         for name, values in seconds.items()
     }
-
-
-# --- what it ran on --------------------------------------------------------------------------------------------------
-
-
-def hardware() -> dict[str, object]:
-    """CPU model, cores that this process may use, instruction sets, memory in GiB, operating system."""
-    from export.journal import cpu_flags
-    from export.session import cores
-
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        model = platform.processor()
-    flags = cpu_flags()[1]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": model or platform.machine(),
-        "cores": cores(),
-        "isa": [flag for flag in ISA_FLAGS if flag in flags],
-        "memory_gib": round(memory, 1),
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the runtimes."""
-    from importlib import metadata
-
-    found = {"python": platform.python_version()}
-    for package in ("paddlepaddle", "paddlenlp", "onnxruntime", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """The commit of this checkout, with ``+changes`` when files differ from it; ``unknown`` outside of git."""
-    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
-    try:
-        answers = [
-            subprocess.run([*git, *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answers[0] + ("+changes" if answers[1] else "")
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

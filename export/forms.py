@@ -194,7 +194,7 @@ def environment_of(threads: int) -> dict[str, str]:
     thread. ``KMP_BLOCKTIME`` (milliseconds) ends the spinning of its idle threads, which would otherwise burn a core
     for 0.2 s after a call, while the next candidate is timed; Paddle's own calls take as long as before.
     """
-    from export.journal import is_amd
+    from bundle.machine import is_amd
 
     count = str(threads)
     wanted = {

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bundle.errors import ConversionFailed
+from bundle.machine import cores, is_amd
 from bundle.predict import Progress as ProgressCall
-from export.session import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -124,29 +124,3 @@ def worker_environment() -> dict[str, str]:
         environment["MKL_DEBUG_CPU_TYPE"] = "5"
     environment.pop("PYTHONWARNINGS", None)
     return environment
-
-
-def cpu_flags() -> tuple[str, frozenset[str]]:
-    """The CPU's vendor and feature flags, from ``/proc/cpuinfo``; empty where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "", frozenset()
-    vendor, flags = "", frozenset[str]()
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "vendor_id":
-            vendor = value.strip()
-        elif key.strip() == "flags":
-            flags = frozenset(value.split())
-            break
-    return vendor, flags
-
-
-def is_amd() -> bool:
-    return cpu_flags()[0] == "AuthenticAMD"
-
-
-def has_vnni() -> bool:
-    """Whether the CPU multiplies 8-bit integers without intermediate saturation."""
-    return bool(cpu_flags()[1] & {"avx512_vnni", "avx_vnni", "amx_int8"})

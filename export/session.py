@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +10,12 @@ import numpy as np
 
 from bundle.decode import FloatArray
 from bundle.encode import IntArray
+from bundle.machine import cores
 from bundle.manifest import Signature
 from bundle.predict import Run
 
 if TYPE_CHECKING:
     import onnxruntime
-
-
-def cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:

@@ -42,6 +42,7 @@ from bundle.decode import FloatArray
 from bundle.encode import Encoded, WindowRow, pad
 from bundle.errors import ConversionFailed
 from bundle.folder import Bundle
+from bundle.machine import has_vnni
 from bundle.manifest import Signature
 from bundle.predict import Predicted, Progress, agreement, answers_of, batches, encode_rows, predict
 from bundle.rows import read_rows
@@ -49,7 +50,7 @@ from export.artifact import adopt, is_current, source_of, workplace
 from export.fuse import architecture_of
 from export.gate import DevSplit, Measured, Tolerance, headline, judge
 from export.graph import CONTRIB, Array, Graph, attribute
-from export.journal import Journal, has_vnni
+from export.journal import Journal
 from export.parity import GoldenRows, check_session
 from export.session import open_session, run_of, run_outputs
 

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 
-from bundle.machine import cores, cpu
+from bundle.machine import cores, is_amd
 
 
 def quiet_paddle() -> None:
@@ -22,7 +22,7 @@ def quiet_paddle() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
         os.environ.setdefault("FLAGS_paddle_num_threads", os.environ["OMP_NUM_THREADS"])
         os.environ.setdefault("GLOG_minloglevel", "2")
-        if cpu()[0] == "AuthenticAMD":
+        if is_amd():
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     # Its imports warn about ccache, distutils, pkg_resources, and about the very thread setting that is wanted.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

@@ -148,8 +148,9 @@ class Recipe(Strict):
         return self.train.metric or ("f1" if self.task == "token-classification" else "macro_f1")
 
     def checksum(self) -> str:
-        """sha256 of the recipe's meaning, independent of comments and layout."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """sha256 of what decides the run, independent of comments, layout and the words that explain it."""
+        meaning = self.model_dump(mode="json", exclude={"summary", "expect"})
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 def shipped() -> dict[str, Path]:

@@ -99,7 +99,9 @@ def settings(
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A bound socket, taken before anything else is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
+    # The protocol must be named: the event loop turns Nagle's algorithm off only on sockets that say they are TCP, and
+    # with it on a small answer waits 40 ms for the client's delayed acknowledgement.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from bundle.errors import EngineUnavailable, GoldenMismatch, ModelUnknown
 from bundle.golden import compare
+from bundle.machine import cores
 from bundle.manifest import Parity
 from serving import catalogue
 from serving.catalogue import ServedModel
 from serving.classifier import Classifier
 from serving.engines import Engine, make_engine
-from serving.settings import Settings, cores
+from serving.settings import Settings
 from serving.telemetry import Telemetry
 
 

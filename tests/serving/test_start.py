@@ -207,3 +207,11 @@ def test_serving_runs_from_its_own_requirements_and_without_paddle(bundles: Path
         assert httpx.post(f"{server.url}/v1/models/news/predict", json={"inputs": "好"}).status_code == 200
     finally:
         assert server.stop() == 0
+
+
+def test_the_listening_socket_says_that_it_is_tcp() -> None:
+    """Otherwise the event loop leaves Nagle's algorithm on, and every small answer waits 40 ms."""
+    from serving.__main__ import _listening
+
+    with _listening("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
