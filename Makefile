@@ -40,7 +40,8 @@ serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; 
 	  --bundles $(ARTIFACTS) --model-repository $(REPOSITORY) $(ARGS)
 
 ##@ Measuring
-evaluate: $(READY) ## every form of RECIPE on its whole test split; writes docs/results/
+evaluate: $(READY) ## every form of RECIPE on its whole test split, and the TF-IDF baseline; writes docs/results/
+	@$(PY) -m finetune baseline $(RECIPE) --form $(FORM)
 	@$(PY) -m export.evaluate $(MODEL) $(ARGS)
 
 bench: $(READY) ## latency of every form of RECIPE side by side; writes docs/bench/

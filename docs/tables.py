@@ -82,8 +82,8 @@ def machine(record: dict[str, Any]) -> str:
 def origin(record: dict[str, Any], command: str) -> str:
     """Which command printed the figures, when, where and from which commit."""
     made = record.get("command") or command
-    day = text(record.get("created"))[:10]
-    return f"`{made}`, {day}, commit {text(record.get('commit'))}, {machine(record)}"
+    day = f"{record['created'][:10]}, " if isinstance(record.get("created"), str) else ""
+    return f"`{made}`, {day}commit {text(record.get('commit'))}, {machine(record)}"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -137,20 +137,30 @@ def _skipped(skipped: Sequence[dict[str, Any]]) -> str:
 
 def results_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Quality per recipe: the trained model beside its baseline, and what INT8 keeps of it."""
-    head = ["recipe", "test rows", "trained model", "baseline", "INT8", "INT8 answers as trained", "training"]
+    head = [
+        "recipe",
+        "test rows",
+        "trained model",
+        "TF-IDF",
+        "TF-IDF, balanced",
+        "INT8",
+        "INT8 answers as trained",
+        "training",
+    ]
     rows = [
         [
             f"`{text(record.get('recipe'))}`" + (f" ({record['form']})" if record.get("form") else ""),
             number(record.get("rows"), 0),
             _quality(record.get("model")),
-            _quality(record.get("baseline")),
+            _quality(dig(record, "baseline", "tfidf")),
+            _quality(dig(record, "baseline", "tfidf_balanced")),
             _quality(record.get("int8")),
             share(record.get("agreement"), 2),
             _duration(record.get("train_seconds")),
         ]
         for _, record in records
     ]
-    notes = [f"- `{text(record.get('recipe'))}`: {origin(record, 'make finetune export')}" for _, record in records]
+    notes = [f"- {origin(record, 'make evaluate')}" for _, record in records]
     return table(head, rows) + "\n\nPrinted by:\n\n" + "\n".join(dict.fromkeys(notes))
 
 
@@ -202,7 +212,7 @@ def _load(record: dict[str, Any]) -> str:
 # name → results files, the table, the command that fills it
 TABLES: dict[str, tuple[str, Callable[[Sequence[tuple[str, dict[str, Any]]]], str], str]] = {
     "bench": ("docs/bench/latency-*.json", bench_table, "make bench"),
-    "results": ("docs/results/*.json", results_table, "make finetune export"),
+    "results": ("docs/results/*.json", results_table, "make evaluate"),
     "loadtest": ("docs/bench/loadtest-*.json", loadtest_table, "make loadtest"),
 }
 
@@ -235,8 +245,14 @@ def render(name: str, root: Path) -> str:
     if name == SETTINGS:
         return _settings(root)
     pattern, make, command = TABLES[name]
-    records = [(file.stem, _read(file)) for file in sorted(root.glob(pattern))]
+    records = [(file.stem, _read(file) | _baseline(file)) for file in sorted(root.glob(pattern))]
     return make(records) if records else f"No figures yet: `{command}` writes them."
+
+
+def _baseline(results: Path) -> dict[str, Any]:
+    """The baseline's scores that `python -m finetune baseline` left beside a results file."""
+    file = results.parent / "baseline" / results.name
+    return {"baseline": _read(file)} if file.is_file() else {}
 
 
 def _read(file: Path) -> dict[str, Any]:

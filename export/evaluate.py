@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,7 +116,6 @@ def _record(
 ) -> dict[str, Any]:
     manifest = bundle.manifest
     scores = manifest.scores
-    baseline = scores.get("baseline_tfidf")
     return {
         "recipe": manifest.name.removesuffix("-full"),
         "form": manifest.made.form,
@@ -132,14 +132,13 @@ def _record(
         "agreement": agreements.get("onnx_int8"),
         "agreement_with": reference,
         "seconds": seconds,
-        "baseline": baseline,
-        "baseline_balanced": scores.get("baseline_tfidf_balanced"),
         "trained_sample": scores.get("test"),
         "train_rows": scores.get("train", {}).get("rows"),
         "train_seconds": scores.get("train", {}).get("seconds"),
         "parity": {name: a.parity.max_abs for name, a in manifest.artifacts.items() if a.parity is not None},
         "bundle_sha256": {name: identity(a) for name, a in manifest.artifacts.items()},
         "made_at_commit": manifest.made.commit,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "hardware": hardware(),
         "versions": versions(("paddlepaddle", "paddlenlp", "onnxruntime", "tokenizers", "numpy")),

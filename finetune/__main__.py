@@ -144,6 +144,53 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
 
 
 @app.command()
+def baseline(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
+    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Where the results file goes.")] = Path("docs/results/baseline"),
+) -> None:
+    """TF-IDF with logistic regression, trained on the recipe's rows and measured on its whole test split.
+
+    Example: python -m finetune baseline news --form full
+    """
+    import json
+
+    from bundle.folder import write_atomic
+    from bundle.machine import commit, hardware, versions
+    from finetune.baseline import tfidf_baselines
+    from finetune.evaluate import show_scores
+    from finetune.prepare import prepare
+    from finetune.recipe import load
+
+    if form not in ("quick", "full"):
+        raise SystemExit("--form must be quick or full")
+    chosen = load(recipe, form)  # type: ignore[arg-type]
+    if chosen.task == "token-classification":
+        console.print(f"baseline {chosen.name}: TF-IDF finds no entities; a tagger has no such baseline")
+        return
+    started = time.monotonic()
+    console.print(f"[bold]baseline {chosen.name}[/bold] ({form} form)")
+    prepared = prepare(chosen, say)
+    scores = tfidf_baselines(prepared.train, prepared.test, prepared.task.labels)
+    title = f"test: {len(prepared.test):,} rows, trained on {len(prepared.train):,}"
+    show_scores(title, scores, console.print)
+    record = {
+        **scores,
+        "recipe": recipe,
+        "form": form,
+        "command": f"python -m finetune baseline {recipe}" + (" --form full" if form == "full" else ""),
+        "rows": len(prepared.test),
+        "train_rows": len(prepared.train),
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(("scikit-learn", "numpy")),
+    }
+    write_atomic(out / f"{chosen.name}.json", json.dumps(record, indent=2) + "\n")
+    say(f"wrote {out / chosen.name}.json; took {_minutes(time.monotonic() - started)}")
+    console.print("next: make tables")
+
+
+@app.command()
 def recipes() -> None:
     """Lists the recipes that ship."""
     from rich.table import Table

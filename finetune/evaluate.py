@@ -132,16 +132,26 @@ def show(evaluation: Evaluation, baselines: dict[str, dict[str, float]], print_:
         figures = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", f"{row.support:,}")
         classes.add_row(row.label, *figures)
     print_(classes)
-    names = list(evaluation.metrics)
-    summary = Table()
-    summary.add_column(f"{evaluation.split}")
+    show_scores(evaluation.split, {"model": evaluation.metrics, **baselines}, print_)
+
+
+def show_scores(title: str, scores: dict[str, dict[str, float]], print_: Callable[[Any], None]) -> None:
+    """Prints one line per model or baseline: all of them measured on the same rows."""
+    from rich.table import Table
+
+    titles = {
+        "model": "[bold]this model[/bold]",
+        "tfidf": "TF-IDF + logistic regression",
+        "tfidf_balanced": "the same, balanced classes",
+    }
+    table = Table()
+    table.add_column(title)
+    names = list(next(iter(scores.values())))
     for name in names:
-        summary.add_column(name.replace("_", " "), justify="right")
-    summary.add_row("this model", *(f"[bold]{evaluation.metrics[name]:.3f}[/bold]" for name in names))
-    titles = {"tfidf": "TF-IDF + logistic regression", "tfidf_balanced": "the same, balanced classes"}
-    for name, scores in baselines.items():
-        summary.add_row(titles.get(name, name), *(f"{scores.get(metric, float('nan')):.3f}" for metric in names))
-    print_(summary)
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, values in scores.items():
+        table.add_row(titles.get(name, name), *(f"{values.get(metric, float('nan')):.3f}" for metric in names))
+    print_(table)
 
 
 def write(folder: Path, evaluations: Sequence[Evaluation], extra: dict[str, Any], labels: Sequence[str]) -> list[Path]:
