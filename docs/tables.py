@@ -154,7 +154,7 @@ def results_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
             _quality(record.get("model")),
             _quality(dig(record, "baseline", "tfidf")),
             _quality(dig(record, "baseline", "tfidf_balanced")),
-            _quality(record.get("int8")),
+            _int8(record),
             share(record.get("agreement"), 2),
             _duration(record.get("train_seconds")),
         ]
@@ -162,6 +162,11 @@ def results_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
     ]
     notes = [f"- {origin(record, 'make evaluate')}" for _, record in records]
     return table(head, rows) + "\n\nPrinted by:\n\n" + "\n".join(dict.fromkeys(notes))
+
+
+def _int8(record: dict[str, Any]) -> str:
+    refused = isinstance(record.get("int8"), dict) and record.get("published") not in (None, "onnx_int8")
+    return _quality(record.get("int8")) + (" (refused by the gate: fp32 is served)" if refused else "")
 
 
 def _quality(metrics: Any) -> str:

@@ -116,6 +116,12 @@ def fill(project: Path) -> str:
     return readme(project)
 
 
+def test_int8_that_is_not_served_is_marked(project: Path) -> None:
+    put(project, "results/news.json", RESULT | {"int8": {"f1": 0.8}, "published": "onnx_fused"})
+    assert run(project) == 0
+    assert "F1 0.800 (refused by the gate: fp32 is served)" in readme(project)
+
+
 def test_every_figure_stands_in_its_table_with_the_command_that_printed_it(project: Path) -> None:
     content = fill(project)
     assert "| `onnx_int8` | 2.0 (3.0) 2.00× | 1,234.5 (2,000.0) |" in content
