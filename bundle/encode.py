@@ -89,6 +89,11 @@ class Encoded:
         """int64 (windows,): how many tokens of the text each window reads."""
         return np.array([window.last - window.first for window in self.windows], dtype=np.int64)
 
+    @property
+    def covered(self) -> float:
+        """Share of the windowed side's code points that a window reads: 1.0 unless truncated (`encode` asserts it)."""
+        return self.windows[-1].end / len(self.text)
+
 
 @dataclass(frozen=True, slots=True)
 class WindowRow:

@@ -19,6 +19,7 @@ from pydantic import (
 
 from bundle.errors import MalformedRequest, RequestError
 from bundle.manifest import Parity, Quality, Source
+from bundle.offsets import OffsetUnit
 from serving.classifier import Text
 
 _LONG = "央行今日宣布下调存款准备金率0.25个百分点，释放长期资金约五千亿元。"
@@ -82,6 +83,10 @@ class PredictRequest(Strict):
     truncate: bool = Field(
         default=False, description="read only the first max_windows windows of a longer text instead of refusing it"
     )
+    offset_unit: OffsetUnit = Field(
+        default="codepoint",
+        description="what start and end count: codepoint (Python), utf16 (JavaScript, Java, C#), byte (UTF-8: Go, Rust)",
+    )
 
     def texts(self) -> list[Text]:
         """The inputs in one form, each with the name of its field."""
@@ -132,8 +137,8 @@ class LabelScore(BaseModel):
 class WindowView(BaseModel):
     """What one window of a text read and said."""
 
-    start: int = Field(description="first code point, into the side that the windows run over")
-    end: int = Field(description="code point after the last")
+    start: int = Field(description="its first offset_unit of the side that the windows run over")
+    end: int = Field(description="the unit after its last")
     side: Literal["text", "pair"] = Field(description="which text of a pair the windows run over")
     begins: str = Field(description="its first characters")
     ends: str = Field(description="its last characters")
@@ -145,8 +150,8 @@ class WindowView(BaseModel):
 class EntityView(BaseModel):
     label: str
     text: str
-    start: int = Field(description="first code point of the input text")
-    end: int = Field(description="code point after the last")
+    start: int = Field(description="its first code point (or offset_unit) of the input text")
+    end: int = Field(description="the one after its last")
     score: float = Field(description="mean probability of its tokens' tags, 0 to 1")
 
 
@@ -155,6 +160,7 @@ class Reading(BaseModel):
 
     tokens: int = Field(description="tokens of the text, special tokens not counted")
     windows: int = Field(description="windows that were read")
+    covered: float = Field(description="share of the text's characters that a window read; 1.0 unless truncated")
     truncated: bool = Field(description='true only when "truncate" was asked for and text was left out')
     window_list: list[WindowView] | None = Field(default=None, description='with "return_windows"')
 
@@ -204,6 +210,7 @@ class PredictResponse(BaseModel):
                             "scores": [{"label": "positive", "score": 0.91}, {"label": "neutral", "score": 0.07}],
                             "tokens": 31,
                             "windows": 1,
+                            "covered": 1.0,
                             "truncated": False,
                         }
                     ],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from bundle.decode import FloatArray
 from bundle.errors import LimitExceeded
+from bundle.offsets import converter
 from serving.catalogue import ServedModel
 from serving.classifier import Answer
 from serving.routes import gateway_of
@@ -163,33 +166,29 @@ def _summary(model: ServedModel) -> ModelSummary:
 
 def _prediction(model: ServedModel, answer: Answer, wanted: PredictRequest) -> LabelPrediction | EntityPrediction:
     encoded, found = answer.encoded, answer.classified
-    views = _windows(model, answer, wanted.top_k) if wanted.return_windows else None
-    tokens, windows, truncated = encoded.tokens, len(encoded.windows), encoded.truncated
+    reading: dict[str, Any] = {
+        "tokens": encoded.tokens,
+        "windows": len(encoded.windows),
+        "covered": encoded.covered,
+        "truncated": encoded.truncated,
+        "window_list": _windows(model, answer, wanted) if wanted.return_windows else None,
+    }
     if found is None:
         text = answer.text.text
+        at = converter(text, wanted.offset_unit)
         entities = [
             EntityView(
                 label=item.label,
                 text=text[item.start : item.end],
-                start=item.start,
-                end=item.end,
+                start=at(item.start),
+                end=at(item.end),
                 score=round(item.score, 6),
             )
             for item in answer.tagged
         ]
-        return EntityPrediction(
-            entities=entities, tokens=tokens, windows=windows, truncated=truncated, window_list=views
-        )
+        return EntityPrediction(entities=entities, **reading)
     scores = _ranked(model, found.scores, wanted.top_k)
-    return LabelPrediction(
-        label=scores[0].label,
-        score=scores[0].score,
-        scores=scores,
-        tokens=tokens,
-        windows=windows,
-        truncated=truncated,
-        window_list=views,
-    )
+    return LabelPrediction(label=scores[0].label, score=scores[0].score, scores=scores, **reading)
 
 
 def _ranked(model: ServedModel, scores: FloatArray, top_k: int | None) -> list[LabelScore]:
@@ -199,21 +198,22 @@ def _ranked(model: ServedModel, scores: FloatArray, top_k: int | None) -> list[L
     return [LabelScore(label=labels[index], score=round(float(scores[index]), 6)) for index in order]
 
 
-def _windows(model: ServedModel, answer: Answer, top_k: int | None) -> list[WindowView]:
+def _windows(model: ServedModel, answer: Answer, wanted: PredictRequest) -> list[WindowView]:
     encoded, found = answer.encoded, answer.classified
+    at = converter(encoded.text, wanted.offset_unit)
     views = []
     for number, window in enumerate(encoded.windows):
         read = encoded.text[window.start : window.end]
         views.append(
             WindowView(
-                start=window.start,
-                end=window.end,
+                start=at(window.start),
+                end=at(window.end),
                 side="pair" if encoded.other_first else "text",
                 begins=read[:EDGE],
                 ends=read[-EDGE:],
                 tokens=window.last - window.first,
                 weight=None if found is None else round(float(found.weights[number]), 6),
-                scores=None if found is None else _ranked(model, found.window_scores[number], top_k),
+                scores=None if found is None else _ranked(model, found.window_scores[number], wanted.top_k),
             )
         )
     return views

@@ -83,7 +83,7 @@ def test_a_long_text_is_read_whole_in_windows(onnx_server: Server) -> None:
     (answer,) = ask(onnx_server, "news", inputs=LONG, return_windows=True)["predictions"]
 
     assert answer["windows"] > 1
-    assert answer["truncated"] is False
+    assert (answer["truncated"], answer["covered"]) == (False, 1.0)
     windows = answer["window_list"]
     assert len(windows) == answer["windows"]
     assert (windows[0]["start"], windows[-1]["end"]) == (0, len(LONG))
@@ -98,7 +98,7 @@ def test_the_answer_has_the_documented_fields(onnx_server: Server) -> None:
     assert (answer["model"], answer["version"], answer["format"]) == ("news", 1, "onnx_fp32")
     assert set(answer["timing_ms"]) == {"tokenize", "infer", "decode", "total"}
     (prediction,) = answer["predictions"]
-    assert set(prediction) == {"label", "score", "scores", "tokens", "windows", "truncated"}
+    assert set(prediction) == {"label", "score", "scores", "tokens", "windows", "covered", "truncated"}
     assert [item["score"] for item in prediction["scores"]] == sorted(
         (item["score"] for item in prediction["scores"]), reverse=True
     )
@@ -118,6 +118,21 @@ def test_entities_are_cut_from_the_callers_own_text(onnx_server: Server) -> None
         assert 0 < entity["score"] <= 1
 
 
+def test_entities_are_found_in_the_units_of_other_languages(onnx_server: Server) -> None:
+    text = "😀👩‍👩‍👧 王学é 在北京。\U00020000ABC" + LONG
+    units = {"codepoint": "utf-32-le", "utf16": "utf-16-le", "byte": "utf-8"}
+    width = {"codepoint": 4, "utf16": 2, "byte": 1}
+    starts = {}
+    for unit, encoding in units.items():
+        (answer,) = ask(onnx_server, "ner", inputs=text, offset_unit=unit, return_windows=True)["predictions"]
+        carried, size = text.encode(encoding), width[unit]
+        for entity in answer["entities"]:
+            assert carried[size * entity["start"] : size * entity["end"]].decode(encoding) == entity["text"]
+        assert answer["window_list"][-1]["end"] == len(carried) // size
+        starts[unit] = [entity["start"] for entity in answer["entities"]]
+    assert starts["codepoint"] != starts["utf16"] != starts["byte"]
+
+
 def test_top_k_cuts_the_list_and_may_be_larger_than_it(onnx_server: Server) -> None:
     assert len(ask(onnx_server, "news", inputs="好", top_k=1)["predictions"][0]["scores"]) == 1
     assert len(ask(onnx_server, "news", inputs="好", top_k=99)["predictions"][0]["scores"]) == 3
@@ -128,6 +143,7 @@ def test_truncate_answers_the_beginning_and_says_so(onnx_server: Server) -> None
 
     assert answer["truncated"] is True
     assert answer["windows"] == 8
+    assert 0.05 < answer["covered"] < 0.9
 
 
 def test_models_are_listed_and_described(http: httpx.Client) -> None:
