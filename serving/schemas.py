@@ -85,7 +85,7 @@ class PredictRequest(Strict):
     )
     offset_unit: OffsetUnit = Field(
         default="codepoint",
-        description="what start and end count: codepoint (Python), utf16 (JavaScript, Java, C#), byte (UTF-8: Go, Rust)",
+        description="what start and end count: codepoint (Python), utf16 (JavaScript, Java) or byte (UTF-8: Go, Rust)",
     )
 
     def texts(self) -> list[Text]:
