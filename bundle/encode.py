@@ -10,6 +10,7 @@ code points that it reads, and `encode` asserts that together they read all of t
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +36,11 @@ LOSING_TOKENIZERS = ("0.23.1", "0.23.2")
 # Where a cut hurts least: after a sentence, else after a clause. Chinese and Latin punctuation, line breaks.
 SENTENCE_ENDS = frozenset("。！？!?…\n\r；;．")
 CLAUSE_ENDS = frozenset("，,、：:）)】》」』”’ \t—")
-# Characters beyond which a text is tokenized without holding the GIL.
-UNLOCKED_CHARACTERS = 10_000
+# Characters beyond which a text is tokenized piece by piece, each without holding the GIL.
+PIECE_CHARACTERS = 10_000
+# Where a BERT pre-tokenizer splits whatever stands around it: after white space or punctuation, before a character
+# that nothing before it can join. Tokenizing the pieces gives the tokens of the whole.
+_PIECE_ENDS = re.compile(r"[\n ,.!?;:，。！？；：、](?=[0-9A-Za-z\u4e00-\u9fff])")
 # The last part of a window in which a cut may be moved forward to such an end.
 CUT_ZONE = 0.25
 
@@ -140,24 +144,39 @@ class Encoder:
     def tokenize(self, text: str, field: str = "text") -> tuple[IntArray, IntArray]:
         """Tokens of a whole text.
 
+        A long text goes through the tokenizer in pieces: its own record of a token takes hundreds of bytes, which a
+        novel would multiply by a million.
+
         Returns:
             ids int64 (tokens,) and code point spans int64 (tokens, 2), no special tokens.
 
         Raises:
             InvalidText: the text holds a lone surrogate, which no encoding can carry.
         """
+        if len(text) <= PIECE_CHARACTERS:
+            return self._tokens(text, 0, field)
+        parts = []
+        start = 0
+        while start < len(text):
+            cut = _PIECE_ENDS.search(text, start + PIECE_CHARACTERS)
+            end = cut.end() if cut else len(text)
+            parts.append(self._tokens(text[start:end], start, field))
+            start = end
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([spans for _, spans in parts])
+
+    def _tokens(self, piece: str, start: int, field: str) -> tuple[IntArray, IntArray]:
+        """Tokens of a piece of a text that begins at code point ``start``."""
         try:
-            if len(text) > UNLOCKED_CHARACTERS:
+            if len(piece) < PIECE_CHARACTERS:
+                encoding = self.tokenizer.encode(piece, add_special_tokens=False)
+            else:
                 # The only call of `tokenizers` 0.21 that releases the GIL: a megabyte takes seconds, during which
                 # a server's other requests must go on.
-                (encoding,) = self.tokenizer.encode_batch([text], add_special_tokens=False)
-            else:
-                encoding = self.tokenizer.encode(text, add_special_tokens=False)
+                (encoding,) = self.tokenizer.encode_batch([piece], add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidText(field, f"{field} holds a lone surrogate, which is not text; remove it") from error
         ids = np.array(encoding.ids, dtype=np.int64)
-        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        return ids, spans
+        return ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
 
     def encode(self, text: str, pair: str | None = None, *, truncate: bool = False, field: str = "text") -> Encoded:
         """Tokenizes and cuts one text (or pair) into windows.
@@ -283,6 +302,10 @@ class Encoder:
         types[len(left) + 2 :] = 1
         start = len(left) + 2 if encoded.other_first else 1
         return WindowRow(ids, types, slice(start, start + len(own)))
+
+    def lengths(self, encoded: Encoded) -> IntArray:
+        """int64 (windows,): how long the model's input for each window is, special tokens included."""
+        return encoded.window_tokens + (3 + len(encoded.other) if encoded.is_pair else 2)
 
     def rows(self, encoded: Encoded) -> list[WindowRow]:
         """The model's inputs for all windows of an encoded text."""

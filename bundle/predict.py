@@ -5,13 +5,13 @@ Serving does not use this loop (it answers request by request), but the same enc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bundle.decode import Classified, FloatArray, Tagged, classify, tag
-from bundle.encode import Encoded, Encoder, IntArray, WindowRow, pad
+from bundle.encode import Encoded, Encoder, IntArray, pad
 from bundle.manifest import Pooling, Task
 from bundle.metrics import accuracy, confusion, entity_scores, macro_f1, per_class
 from bundle.rows import Row
@@ -58,9 +58,8 @@ def predict(
     places = [(text, window) for text, item in enumerate(encoded) for window in range(len(item.windows))]
     rows = [encoder.row(encoded[text], window) for text, window in places]
     answers: list[list[FloatArray]] = [[np.empty(0, np.float32)] * len(item.windows) for item in encoded]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     done = 0
-    for batch in batches(order, rows, batch_tokens):
+    for batch in batches([len(row.ids) for row in rows], batch_tokens):
         logits = run(*pad([rows[index] for index in batch], encoder.spec.pad_id))
         for index, values in zip(batch, logits, strict=True):
             text, window = places[index]
@@ -71,11 +70,11 @@ def predict(
     return [Predicted(item, values) for item, values in zip(encoded, answers, strict=True)]
 
 
-def batches(order: Sequence[int], rows: Sequence[WindowRow], batch_tokens: int) -> Iterable[list[int]]:
-    """Cuts a length-sorted order into batches of at most ``batch_tokens`` padded tokens (and at least one row)."""
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Groups inputs of like length: batches of indexes, at most ``batch_tokens`` padded tokens each (at least one)."""
     batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * len(rows[index].ids) > batch_tokens:
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
             yield batch
             batch = []
         batch.append(index)

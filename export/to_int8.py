@@ -432,10 +432,9 @@ def calibrate(
     session = open_session(graph.finish(names).SerializeToString())
     seen = {name: Seen() for name in names}
     rng = np.random.default_rng(0)
-    order = sorted(range(len(windows)), key=lambda index: len(windows[index].ids))
     inputs = [tensor.name for tensor in signature.inputs]
     done = 0
-    for batch in batches(order, windows, 1024):
+    for batch in batches([len(window.ids) for window in windows], 1024):
         ids, types = pad([windows[index] for index in batch], pad_id)
         real = ids != pad_id  # bool (windows, tokens)
         feeds = dict(zip(inputs, (ids, types), strict=True))

@@ -14,7 +14,7 @@ from bundle.errors import SlipwayError
 from serving.door import Door, log
 from serving.errors import METHOD, NO_ROUTE, Kind, kind_of, problem, problem_of
 from serving.gateway import Gateway
-from serving.routes import native, operations
+from serving.routes import native, operations, stream
 from serving.schemas import PredictRequest, Problem
 
 # The files of Swagger UI, which the package fastapi-swagger carries; nothing else of it is used.
@@ -36,6 +36,7 @@ def make_app(gateway: Gateway) -> FastAPI:
     )
     app.state.gateway = gateway
     app.include_router(native.router)
+    app.include_router(stream.router)
     app.include_router(operations.router)
     _add_docs(app)
 
@@ -57,7 +58,9 @@ def make_app(gateway: Gateway) -> FastAPI:
 
     app.add_exception_handler(SlipwayError, refused)
     app.add_exception_handler(HTTPException, unrouted)
-    app.add_middleware(Door, telemetry=gateway.telemetry, max_body_bytes=gateway.settings.max_body_bytes)
+    app.add_middleware(
+        Door, telemetry=gateway.telemetry, max_body_bytes=gateway.settings.max_body_bytes, endless=stream.PATH
+    )
     return app
 
 

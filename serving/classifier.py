@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from bundle.decode import Classified, FloatArray, Tagged
-from bundle.encode import Encoded, WindowRow, pad
+from bundle.encode import Encoded, pad
 from bundle.errors import EngineTimeout, RequestError
 from bundle.predict import Predicted, batches
 from serving.catalogue import ServedModel
@@ -120,20 +120,21 @@ class Classifier:
     async def infer(self, model: ServedModel, encoded: Sequence[Encoded]) -> list[Predicted]:
         """The logits of every window of every text."""
         places = [(text, window) for text, item in enumerate(encoded) for window in range(len(item.windows))]
-        rows = [model.encoder.row(encoded[text], window) for text, window in places]
-        logits: list[FloatArray] = [np.empty(0, np.float32)] * len(rows)
-        waiting = iter(self._calls(model, rows))
+        lengths = np.concatenate([model.encoder.lengths(item) for item in encoded]).tolist()
+        logits: list[FloatArray] = [np.empty(0, np.float32)] * len(places)
+        waiting = iter(self._calls(model, lengths))
 
         async def work() -> None:
             for call in waiting:
-                ids, types = pad([rows[index] for index in call], model.encoder.spec.pad_id)
-                found = await self.engine.infer(model, ids, types)
-                for index, values in zip(call, found, strict=True):
-                    logits[index] = values if values.ndim == 1 else values[rows[index].content]
+                # Made here and not for all windows at once, so that a novel takes no more memory than an article.
+                rows = [model.encoder.row(encoded[text], window) for text, window in (places[i] for i in call)]
+                found = await self.engine.infer(model, *pad(rows, model.encoder.spec.pad_id))
+                for index, row, values in zip(call, rows, found, strict=True):
+                    logits[index] = values if values.ndim == 1 else values[row.content].copy()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._parallel, len(rows))):
+                for _ in range(min(self._parallel, len(places))):
                     group.create_task(work())
         except BaseExceptionGroup as failures:
             # One reason is enough; the others are mostly the same, seen by a neighbouring call.
@@ -143,12 +144,11 @@ class Classifier:
             answers[text].append(values)
         return [Predicted(item, values) for item, values in zip(encoded, answers, strict=True)]
 
-    def _calls(self, model: ServedModel, rows: Sequence[WindowRow]) -> list[list[int]]:
-        """Which windows go to the engine together: indexes into ``rows``."""
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+    def _calls(self, model: ServedModel, lengths: Sequence[int]) -> list[list[int]]:
+        """Which windows go to the engine together, as indexes; ``lengths`` are those of the model's inputs."""
         most = self.engine.rows_per_call(model) if model.artifact.batch_invariant else 1
         calls: list[list[int]] = []
-        for batch in batches(order, rows, self._batch_tokens):
+        for batch in batches(lengths, self._batch_tokens):
             calls += [batch[start : start + most] for start in range(0, len(batch), most)]
         return calls
 

@@ -28,10 +28,11 @@ class Door:
 
     Args:
         max_body_bytes: a larger body is refused with 413, at the latest when its surplus byte arrives.
+        endless: paths whose bodies are read piece by piece and limit themselves.
     """
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_body_bytes: int) -> None:
-        self._app, self._telemetry, self._limit = app, telemetry, max_body_bytes
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_body_bytes: int, endless: re.Pattern[str]) -> None:
+        self._app, self._telemetry, self._limit, self._endless = app, telemetry, max_body_bytes, endless
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,12 +43,13 @@ class Door:
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         begun, status, started, read = time.perf_counter(), 500, False, 0
+        limited = not self._endless.fullmatch(scope["path"])
 
         async def counted() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._limit:
+            if limited and read > self._limit:
                 raise LimitExceeded("body", "bytes or more", read, self._limit)
             return message
 
@@ -61,7 +63,7 @@ class Door:
         self._telemetry.in_flight.inc()
         try:
             announced = headers.get("content-length", "0")
-            if announced.isdecimal() and int(announced) > self._limit:
+            if limited and announced.isdecimal() and int(announced) > self._limit:
                 raise LimitExceeded("body", "bytes", int(announced), self._limit)
             await self._app(scope, counted, noted)
         except ClientDisconnect:

@@ -54,7 +54,36 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """An error as a response."""
-    body = Problem(
+    return _response(_body(kind, detail, request_id, field, limit, value), headers)
+
+
+def problem_of(error: Exception, request_id: str) -> Response:
+    """An exception as a response; nothing internal leaves with it."""
+    headers = {}
+    if isinstance(error, errors.EngineUnavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return _response(problem_body(error, request_id), headers)
+
+
+def problem_body(error: Exception, request_id: str) -> Problem:
+    """An exception as problem details; nothing internal leaves with it."""
+    kind = kind_of(error)
+    if kind is INTERNAL:
+        return _body(kind, f"a fault of the server; its log tells more under the id {request_id}", request_id)
+    if isinstance(error, errors.RequestError):
+        return _body(kind, str(error), request_id, error.field, error.limit, error.value)
+    return _body(kind, str(error), request_id)
+
+
+def _body(
+    kind: Kind,
+    detail: str,
+    request_id: str,
+    field: str | None = None,
+    limit: int | None = None,
+    value: int | None = None,
+) -> Problem:
+    return Problem(
         type=f"urn:slipway:problem:{kind.name}",
         title=kind.title,
         status=kind.status,
@@ -64,19 +93,7 @@ def problem(
         limit=limit,
         value=value,
     )
-    return Response(body.model_dump_json(exclude_none=True), kind.status, headers, MEDIA_TYPE)
 
 
-def problem_of(error: Exception, request_id: str) -> Response:
-    """An exception as a response; nothing internal leaves with it."""
-    kind = kind_of(error)
-    if kind is INTERNAL:
-        return problem(kind, f"a fault of the server; its log tells more under the id {request_id}", request_id)
-    headers = {}
-    if isinstance(error, errors.EngineUnavailable):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, errors.RequestError):
-        return problem(
-            kind, str(error), request_id, field=error.field, limit=error.limit, value=error.value, headers=headers
-        )
-    return problem(kind, str(error), request_id, headers=headers)
+def _response(body: Problem, headers: dict[str, str] | None) -> Response:
+    return Response(body.model_dump_json(exclude_none=True), body.status, headers, MEDIA_TYPE)

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
+    TypeAdapter,
     ValidationError,
 )
 
@@ -34,6 +35,26 @@ class TextPair(Strict):
 
     text: str = Field(description="the text; must hold more than white space", examples=["怎么修改收货地址"])
     pair: str | None = Field(default=None, description="the second text", examples=["如何更改配送地址"])
+
+
+class StreamItem(TextPair):
+    """One line of a stream."""
+
+    id: str | int | None = Field(default=None, description="given back with the answer")
+
+    @classmethod
+    def of(cls, line: bytes) -> StreamItem:
+        """Reads a line: a JSON string, or an object.
+
+        Raises:
+            ValidationError: neither.
+        """
+        if line.lstrip()[:1] == b'"':
+            return cls(text=_STRING.validate_json(line))
+        return cls.model_validate_json(line)
+
+
+_STRING = TypeAdapter(str)
 
 
 def _kind_of_item(value: object) -> str | None:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from bundle.decode import FloatArray
 from bundle.errors import LimitExceeded
-from bundle.offsets import converter
 from serving.catalogue import ServedModel
-from serving.classifier import Answer
 from serving.routes import gateway_of
 from serving.schemas import (
-    EntityPrediction,
-    EntityView,
     FormatView,
-    LabelPrediction,
-    LabelScore,
     ModelDetail,
     ModelList,
     ModelSummary,
@@ -26,14 +16,11 @@ from serving.schemas import (
     PredictResponse,
     TextLimits,
     Timing,
-    WindowView,
     parse_request,
 )
+from serving.views import Shape, prediction_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-
-# Characters of a window's first and last words in an answer.
-EDGE = 12
 
 _EXAMPLES = {
     "one text": {"value": {"inputs": "这家酒店位置很好，服务也很周到。"}},
@@ -93,11 +80,12 @@ async def predict(model: str, request: Request) -> Response:
     answers = await gateway.classifier.answer(served, texts, truncate=wanted.truncate)
     gateway.telemetry.answered(served.name, answers)
     timing = {stage: round(seconds * 1000, 3) for stage, seconds in answers.seconds.items()}
+    shape = Shape(wanted.top_k, wanted.return_windows, wanted.offset_unit)
     response = PredictResponse(
         model=served.name,
         version=served.manifest.version,
         format=served.format,
-        predictions=[_prediction(served, answer, wanted) for answer in answers.answers],
+        predictions=[prediction_of(served, answer, shape) for answer in answers.answers],
         timing_ms=Timing.model_validate(timing),
     )
     return Response(
@@ -162,58 +150,3 @@ def _summary(model: ServedModel) -> ModelSummary:
         max_tokens=model.manifest.text.max_tokens,
         max_windows=model.manifest.text.max_windows,
     )
-
-
-def _prediction(model: ServedModel, answer: Answer, wanted: PredictRequest) -> LabelPrediction | EntityPrediction:
-    encoded, found = answer.encoded, answer.classified
-    reading: dict[str, Any] = {
-        "tokens": encoded.tokens,
-        "windows": len(encoded.windows),
-        "covered": encoded.covered,
-        "truncated": encoded.truncated,
-        "window_list": _windows(model, answer, wanted) if wanted.return_windows else None,
-    }
-    if found is None:
-        text = answer.text.text
-        at = converter(text, wanted.offset_unit)
-        entities = [
-            EntityView(
-                label=item.label,
-                text=text[item.start : item.end],
-                start=at(item.start),
-                end=at(item.end),
-                score=round(item.score, 6),
-            )
-            for item in answer.tagged
-        ]
-        return EntityPrediction(entities=entities, **reading)
-    scores = _ranked(model, found.scores, wanted.top_k)
-    return LabelPrediction(label=scores[0].label, score=scores[0].score, scores=scores, **reading)
-
-
-def _ranked(model: ServedModel, scores: FloatArray, top_k: int | None) -> list[LabelScore]:
-    """Labels, best first; equal scores in label order, as argmax has it."""
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    labels = model.manifest.task.labels
-    return [LabelScore(label=labels[index], score=round(float(scores[index]), 6)) for index in order]
-
-
-def _windows(model: ServedModel, answer: Answer, wanted: PredictRequest) -> list[WindowView]:
-    encoded, found = answer.encoded, answer.classified
-    at = converter(encoded.text, wanted.offset_unit)
-    views = []
-    for number, window in enumerate(encoded.windows):
-        read = encoded.text[window.start : window.end]
-        views.append(
-            WindowView(
-                start=at(window.start),
-                end=at(window.end),
-                side="pair" if encoded.other_first else "text",
-                begins=read[:EDGE],
-                ends=read[-EDGE:],
-                tokens=window.last - window.first,
-                weight=None if found is None else round(float(found.weights[number]), 6),
-                scores=None if found is None else _ranked(model, found.window_scores[number], wanted.top_k),
-            )
-        )
-    return views

@@ -76,6 +76,21 @@ def test_a_span_shorter_than_the_overlap_lies_whole_in_some_window(
     assert any(window.first <= start and end <= window.last for window in encoded.windows)
 
 
+PIECES_OF_TEXT = st.text(alphabet="今天，。 a1\n\u0301\ufe0f😀.é", max_size=80) | ANY
+
+
+@settings(max_examples=500)
+@given(PIECES_OF_TEXT, st.integers(1, 12))
+def test_tokenizing_in_pieces_gives_the_tokens_of_the_whole(text: str, piece: int) -> None:
+    encoder = make_encoder()
+    whole = encoder.tokenize(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bundle.encode.PIECE_CHARACTERS", piece)
+        found = encoder.tokenize(text)
+    np.testing.assert_array_equal(found[0], whole[0])
+    np.testing.assert_array_equal(found[1], whole[1])
+
+
 def test_a_cut_prefers_the_end_of_a_sentence(encoder: Encoder) -> None:
     text = "今天天气很好人人人人人。北京上海今天天气很好"
     first = encoder.encode(text).windows[0]

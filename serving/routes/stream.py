@@ -1,0 +1,236 @@
+"""Bulk work over one connection: NDJSON in, NDJSON out, in order, in bounded memory.
+
+Lines are answered while later ones still arrive. Nothing is read ahead further than `AHEAD` lines, so a caller who
+does not read, or an engine that is slow, slows the sender down (TCP does the rest); a caller must read while it
+sends, as curl does. A line that cannot be answered gets a problem in its place, and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from bundle.errors import LimitExceeded, MalformedRequest, RequestError, SlipwayError
+from bundle.offsets import OffsetUnit
+from serving.catalogue import ServedModel
+from serving.classifier import Answer, Text, check_kind
+from serving.door import log
+from serving.errors import kind_of, problem_body
+from serving.gateway import Gateway
+from serving.routes import gateway_of
+from serving.routes.native import problems
+from serving.schemas import EntityPrediction, LabelPrediction, Problem, StreamItem
+from serving.views import Shape, prediction_of
+
+MEDIA_TYPE = "application/x-ndjson"
+# The requests whose bodies have no limit as a whole; each of their lines has it.
+PATH = re.compile(r"/v1/models/[^/]+/predict/stream")
+# Lines that may be under way: read, but not yet written back.
+AHEAD = 256
+# Lines that go through the model together, at most, and the characters at which a group is full.
+GROUP = 16
+GROUP_CHARACTERS = 20_000
+# Groups that are answered at a time.
+WORKERS = 4
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class StreamAnswer(BaseModel):
+    """One line of the answer: a prediction, or a problem in its place."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"index": 0, "id": "a-17", "prediction": {}}]})
+
+    index: int = Field(description="number of the input line, from 0; blank lines are not counted")
+    id: str | int | None = Field(default=None, description="as the input line gave it")
+    prediction: LabelPrediction | EntityPrediction | None = None
+    error: Problem | None = None
+
+
+@dataclass(slots=True)
+class _Line:
+    """One input line: where its answer will be, and what it asks."""
+
+    index: int
+    answer: asyncio.Future[StreamAnswer]
+    id: str | int | None = None
+    text: Text | None = None
+
+
+@router.post(
+    "/{model}/predict/stream",
+    response_class=Response,
+    responses={
+        200: {"content": {MEDIA_TYPE: {"schema": StreamAnswer.model_json_schema()}}},
+        **problems(404, 503),
+    },
+    summary="Answer a stream of texts, line by line",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": 'each line a text as a JSON string, or {"text": …, "pair": …, "id": …}',
+            "content": {MEDIA_TYPE: {"example": '"早餐种类太少。"\n{"id": 2, "text": "房间干净整洁。"}\n'}},
+        }
+    },
+)
+async def stream(
+    model: str,
+    request: Request,
+    top_k: Annotated[int | None, Query(ge=1)] = None,
+    return_windows: bool = False,
+    truncate: bool = False,
+    offset_unit: OffsetUnit = "codepoint",
+) -> Response:
+    """Answers come in the order of the lines, each as soon as those before it are written. Send any number of lines."""
+    gateway = gateway_of(request)
+    served = gateway.model(model)
+    await gateway.check_ready(served)
+    shape = Shape(top_k, return_windows, offset_unit)
+    return _Answers(gateway, served, shape, truncate, request)
+
+
+class _Answers(Response):
+    """The response; Starlette's own streaming response would read the request's body away from us."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, gateway: Gateway, model: ServedModel, shape: Shape, truncate: bool, request: Request) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._gateway, self._model, self._shape, self._truncate = gateway, model, shape, truncate
+        self._request_id: str = request.state.request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        written: asyncio.Queue[_Line | None] = asyncio.Queue(AHEAD)
+        asked: asyncio.Queue[_Line | None] = asyncio.Queue()
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+        async def read() -> None:
+            index = 0
+            async for raw in _lines(receive, self._gateway.settings.max_body_bytes):
+                line = _Line(index, asyncio.get_running_loop().create_future())
+                index += 1
+                self._parse(line, raw)
+                await written.put(line)
+                if line.text is not None:
+                    asked.put_nowait(line)
+            for _ in range(WORKERS):
+                asked.put_nowait(None)
+            await written.put(None)
+
+        async def write() -> None:
+            while (line := await written.get()) is not None:
+                body = (await line.answer).model_dump_json(exclude_none=True).encode() + b"\n"
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(read())
+                for _ in range(WORKERS):
+                    group.create_task(self._work(asked))
+                group.create_task(write())
+        except BaseExceptionGroup as failures:
+            # The caller is gone, or the server is stopping: the connection breaks, which is how a caller sees it.
+            raise failures.exceptions[0] from None
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _parse(self, line: _Line, raw: bytes | LimitExceeded) -> None:
+        """Fills a line in, or answers it at once with what is wrong with it."""
+        try:
+            if isinstance(raw, LimitExceeded):
+                raise raw
+            try:
+                item = StreamItem.of(raw)
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(map(str, first["loc"])) or "line"
+                if first["type"] == "json_invalid":
+                    raise MalformedRequest(first["msg"].removeprefix("Invalid JSON: ")) from None
+                raise RequestError(where, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            line.id = item.id
+            text = Text(item.text, item.pair, "line.text")
+            check_kind(self._model, [text])
+            line.text = text
+        except SlipwayError as error:
+            self._refuse(line, error)
+
+    async def _work(self, asked: asyncio.Queue[_Line | None]) -> None:
+        while (line := await asked.get()) is not None:
+            group, characters = [line], len(_text(line).text)
+            # Only what has arrived: no line waits for the next one.
+            while len(group) < GROUP and characters < GROUP_CHARACTERS and not asked.empty():
+                following = asked.get_nowait()
+                if following is None:
+                    asked.put_nowait(None)
+                    break
+                group.append(following)
+                characters += len(_text(following).text)
+            await self._answer(group)
+
+    async def _answer(self, group: list[_Line]) -> None:
+        try:
+            found = await self._gateway.classifier.answer(
+                self._model, [_text(line) for line in group], truncate=self._truncate
+            )
+        except RequestError as error:
+            if len(group) > 1:  # one text of the group is at fault; alone, each tells for itself
+                for line in group:
+                    await self._answer([line])
+            else:
+                self._refuse(group[0], error)
+        except Exception as error:  # an engine that is down, or a fault of ours: the next lines may fare better
+            for line in group:
+                self._refuse(line, error)
+        else:
+            self._gateway.telemetry.answered(self._model.name, found)
+            for line, answer in zip(group, found.answers, strict=True):
+                line.answer.set_result(self._line_of(line, answer))
+
+    def _line_of(self, line: _Line, answer: Answer) -> StreamAnswer:
+        return StreamAnswer(index=line.index, id=line.id, prediction=prediction_of(self._model, answer, self._shape))
+
+    def _refuse(self, line: _Line, error: Exception) -> None:
+        kind = kind_of(error)
+        if kind.status == 500:
+            log.error("request %s failed at line %d", self._request_id, line.index, exc_info=error)
+        self._gateway.telemetry.errors.labels(kind.name).inc()
+        line.answer.set_result(
+            StreamAnswer(index=line.index, id=line.id, error=problem_body(error, f"{self._request_id}:{line.index}"))
+        )
+
+
+def _text(line: _Line) -> Text:
+    assert line.text is not None
+    return line.text
+
+
+async def _lines(receive: Receive, limit: int) -> AsyncIterator[bytes | LimitExceeded]:
+    """The body's lines that are not blank; a line above the limit is one error, and is not held in memory."""
+    held, dropped = bytearray(), 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        parts = message.get("body", b"").split(b"\n")
+        for number, part in enumerate(parts):
+            if dropped or len(held) + len(part) > limit:
+                dropped += len(held) + len(part)
+                held.clear()
+            else:
+                held += part
+            if number < len(parts) - 1 or not more:
+                if dropped:
+                    yield LimitExceeded("line", "bytes", dropped, limit)
+                elif held.strip():
+                    yield bytes(held)
+                held, dropped = bytearray(), 0

@@ -1,0 +1,158 @@
+"""The NDJSON route: in order, without holding back, in bounded memory, and no bad line ends it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.serving.conftest import Server, eventually
+from tests.serving.test_predict import LONG, TEXTS, ask, same
+
+pytestmark = pytest.mark.slow
+
+
+class Stream:
+    """A caller that writes and reads at its own pace, over a raw socket with chunked bodies."""
+
+    def __init__(self, server: Server, model: str, query: str = "") -> None:
+        host, port = server.url.removeprefix("http://").split(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=60)
+        self.socket.sendall(
+            f"POST /v1/models/{model}/predict/stream{query} HTTP/1.1\r\nHost: x\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        self._file = self.socket.makefile("rb")
+
+    def send(self, *lines: object) -> None:
+        self.send_raw("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+
+    def send_raw(self, body: bytes) -> None:
+        self.socket.sendall(f"{len(body):x}\r\n".encode() + body + b"\r\n")
+
+    def end(self) -> None:
+        self.socket.sendall(b"0\r\n\r\n")
+
+    def head(self) -> str:
+        lines = []
+        while (line := self._file.readline().strip()) != b"":
+            lines.append(line.decode())
+        return "\n".join(lines)
+
+    def answers(self) -> Iterator[dict]:
+        """Every line of the answer: one chunk each."""
+        while size := int(self._file.readline().strip(), 16):
+            yield json.loads(self._file.read(size))
+            self._file.readline()
+        self._file.readline()
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+@pytest.fixture(params=["onnx", "triton"])
+def server(request: pytest.FixtureRequest, onnx_server: Server, triton_server: Server) -> Server:
+    return onnx_server if request.param == "onnx" else triton_server
+
+
+@pytest.mark.parametrize("model", ["news", "ner", "news-int8"])
+def test_lines_are_answered_in_order_as_single_requests_are(server: Server, model: str) -> None:
+    texts = TEXTS * 12
+    body = "\n".join(json.dumps(text) for text in texts)
+    response = httpx.post(f"{server.url}/v1/models/{model}/predict/stream", content=body, timeout=60)
+    assert response.headers["content-type"].startswith("application/x-ndjson")
+    lines = [json.loads(line) for line in response.text.splitlines()]
+    assert [line["index"] for line in lines] == list(range(len(texts)))
+    alone = [ask(server, model, inputs=text)["predictions"][0] for text in TEXTS]
+    assert same([line["prediction"] for line in lines], alone * 12)
+
+
+def test_an_answer_does_not_wait_for_the_next_line(server: Server) -> None:
+    stream = Stream(server, "ner", "?offset_unit=utf16&return_windows=true")
+    stream.send({"text": "😀王学在北京。", "id": "a"})
+    assert "200 OK" in stream.head()
+    answers = stream.answers()
+    first = next(answers)  # nothing more was sent, and the body has not ended
+    assert (first["index"], first["id"]) == (0, "a")
+    assert first["prediction"]["window_list"][0]["end"] == 8
+    stream.send("大国新闻")
+    stream.end()
+    assert [line["index"] for line in answers] == [1]
+    stream.close()
+
+
+def test_a_bad_line_is_a_problem_in_its_place_and_the_stream_goes_on(server: Server) -> None:
+    bad = [b"{", b'{"text": 3}', b'{"text": "a", "more": 1}', b'""', b'{"text": "a", "pair": "b"}', b"[1]"]
+    body = b"\r\n\n".join([b'"\xe5\xa5\xbd"', *bad, json.dumps(LONG * 50).encode(), b'"\xe5\xa5\xbd"'])
+    response = httpx.post(f"{server.url}/v1/models/news/predict/stream", content=body, timeout=60)
+    lines = [json.loads(line) for line in response.text.splitlines()]
+    kinds = [line["error"]["type"].rpartition(":")[2] if "error" in line else "" for line in lines]
+    assert kinds == [
+        *("", "malformed-request", "invalid-request", "invalid-request", "invalid-text", "invalid-request"),
+        *("invalid-request", "text-too-long", ""),
+    ]
+    assert [line["error"]["field"] for line in lines[2:6]] == ["text", "more", "line.text", "line.pair"]
+    assert lines[0]["prediction"] == {**lines[-1]["prediction"]}
+
+
+def test_options_are_those_of_a_single_request(server: Server) -> None:
+    body = json.dumps(LONG * 20)
+    response = httpx.post(f"{server.url}/v1/models/news/predict/stream?truncate=true&top_k=1", content=body, timeout=60)
+    prediction = response.json()["prediction"]
+    assert prediction["truncated"] is True and len(prediction["scores"]) == 1
+
+
+def test_pairs_go_through_too(server: Server) -> None:
+    pair = {"text": "今天", "pair": "大跌"}
+    response = httpx.post(f"{server.url}/v1/models/pairs/predict/stream", content=json.dumps(pair), timeout=60)
+    assert same(response.json()["prediction"], ask(server, "pairs", inputs=[pair])["predictions"][0])
+
+
+def test_a_line_above_the_limit_is_refused_alone(server: Server) -> None:
+    big = b'"' + b"x" * (5 << 20) + b'"'
+    response = httpx.post(
+        f"{server.url}/v1/models/news/predict/stream", content=big + b'\n"\xe5\xa5\xbd"\n', timeout=60
+    )
+    first, second = (json.loads(line) for line in response.text.splitlines())
+    assert first["error"]["type"].endswith("limit-exceeded") and first["error"]["limit"] == 4 << 20
+    assert "prediction" in second
+
+
+def test_an_unknown_model_is_refused_before_anything_is_read(server: Server) -> None:
+    response = httpx.post(f"{server.url}/v1/models/nix/predict/stream", content=b'"a"', timeout=60)
+    assert response.status_code == 404
+
+
+def test_a_caller_who_does_not_read_slows_the_sending(onnx_server: Server) -> None:
+    stream = Stream(onnx_server, "news", "?return_windows=true")
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    stream.socket.settimeout(3)
+    sent = 0
+    with pytest.raises(TimeoutError):
+        while sent < 100_000:  # without back-pressure all of it would be taken in
+            stream.send(*[LONG] * 50)
+            sent += 50
+    stream.socket.settimeout(60)
+    assert sent < 100_000
+    assert httpx.post(f"{onnx_server.url}/v1/models/news/predict", json={"inputs": "好"}).status_code == 200
+    stream.close()
+    metrics = f"{onnx_server.url}/metrics"
+    eventually(lambda: "slipway_requests_in_flight 1.0" in httpx.get(metrics).text)
+    assert "Traceback" not in onnx_server.output
+
+
+def test_a_stream_as_long_as_one_likes_is_read_while_it_is_written(onnx_server: Server) -> None:
+    stream, count = Stream(onnx_server, "news", "?top_k=1"), 3000
+    writer = threading.Thread(
+        target=lambda: [*(stream.send(*["大国新闻，股市增长。"] * 100) for _ in range(count // 100)), stream.end()]
+    )
+    writer.start()
+    assert "200 OK" in stream.head()
+    assert [line["index"] for line in stream.answers()] == list(range(count))
+    writer.join()
+    stream.close()
