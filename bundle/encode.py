@@ -178,7 +178,15 @@ class Encoder:
         ids = np.array(encoding.ids, dtype=np.int64)
         return ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
 
-    def encode(self, text: str, pair: str | None = None, *, truncate: bool = False, field: str = "text") -> Encoded:
+    def encode(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        truncate: bool = False,
+        field: str = "text",
+        max_windows: int | None = None,
+    ) -> Encoded:
         """Tokenizes and cuts one text (or pair) into windows.
 
         Args:
@@ -186,20 +194,22 @@ class Encoder:
             pair: the second text of a pair task. Windows run over the longer side, the other is in each of them.
             truncate: read only the first ``max_windows`` windows of a longer text instead of refusing it.
             field: how an error names the text.
+            max_windows: in the place of the bundle's own limit.
 
         Raises:
             InvalidText: nothing but white space and control characters, or lone surrogates.
             TextTooLong: more than ``max_windows`` windows and ``truncate`` is false.
             CoverageLost: part of the text is in no window (a bug, not the caller's fault).
         """
+        limit = self.spec.max_windows if max_windows is None else max_windows
         ids, spans = self._side(text, field)
         if pair is None:
-            return self._cut(text, ids, spans, None, False, truncate, field)
+            return self._cut(text, ids, spans, None, False, truncate, field, limit)
         pair_field = f"{field.removesuffix('.text')}.pair"
         pair_ids, pair_spans = self._side(pair, pair_field)
         if len(pair_ids) > len(ids):
-            return self._cut(pair, pair_ids, pair_spans, ids, True, truncate, field)
-        return self._cut(text, ids, spans, pair_ids, False, truncate, pair_field)
+            return self._cut(pair, pair_ids, pair_spans, ids, True, truncate, field, limit)
+        return self._cut(text, ids, spans, pair_ids, False, truncate, pair_field, limit)
 
     def _side(self, text: str, field: str) -> tuple[IntArray, IntArray]:
         ids, spans = self.tokenize(text, field)
@@ -217,6 +227,7 @@ class Encoder:
         other_first: bool,
         truncate: bool,
         field: str,
+        limit: int,
     ) -> Encoded:
         spec = self.spec
         tokens, truncated = len(ids), False
@@ -230,10 +241,10 @@ class Encoder:
                 other, truncated = other[: room // 2], True
             room -= len(other)
         cuts = self._plan(text, ids, spans, room)
-        if len(cuts) > spec.max_windows:
+        if len(cuts) > limit:
             if not truncate:
-                raise TextTooLong(field, tokens, len(cuts), spec.max_windows)
-            cuts, truncated = cuts[: spec.max_windows], True
+                raise TextTooLong(field, tokens, len(cuts), limit)
+            cuts, truncated = cuts[:limit], True
         windows = tuple(
             Window(
                 first,

@@ -23,12 +23,14 @@ class ServedModel:
     Attributes:
         format: name of the published artifact, such as ``onnx_int8``.
         golden: the reference rows that the live engine must reproduce.
+        max_windows: windows of one text; the bundle's limit unless the server sets another.
     """
 
     bundle: Bundle
     encoder: Encoder
     format: str
     golden: tuple[Golden, ...]
+    max_windows: int
 
     @property
     def manifest(self) -> Manifest:
@@ -70,11 +72,14 @@ def find(folder: Path) -> list[Path]:
     return found
 
 
-def load(folder: Path, skipped: Callable[[str], None] = lambda sentence: None) -> dict[str, ServedModel]:
+def load(
+    folder: Path, skipped: Callable[[str], None] = lambda sentence: None, *, max_windows: int = 0
+) -> dict[str, ServedModel]:
     """Opens and checks every exported bundle under ``folder``.
 
     Args:
         skipped: told of each bundle that was not exported yet.
+        max_windows: of one text, for every model; 0 keeps each bundle's own limit.
 
     Raises:
         BundleError: nothing to serve, or a bundle is broken; names the bundle and what to do.
@@ -90,13 +95,13 @@ def load(folder: Path, skipped: Callable[[str], None] = lambda sentence: None) -
             continue
         if bundle.name in models:
             raise BundleError(f"{place} and {models[bundle.name].bundle.root} have the same name {bundle.name!r}")
-        models[bundle.name] = _checked(bundle)
+        models[bundle.name] = _checked(bundle, max_windows)
     if not models:
         raise BundleError(f"no bundle under {folder} has been exported; run `make export`")
     return models
 
 
-def _checked(bundle: Bundle) -> ServedModel:
+def _checked(bundle: Bundle, max_windows: int) -> ServedModel:
     published = bundle.manifest.published
     artifact = bundle.manifest.artifacts[published]
     if artifact.format != "onnx":
@@ -110,4 +115,4 @@ def _checked(bundle: Bundle) -> ServedModel:
         check_ids(golden, encoder)
     except BundleError as error:
         raise BundleError(f"{bundle.root}: {error}") from error
-    return ServedModel(bundle, encoder, published, golden)
+    return ServedModel(bundle, encoder, published, golden, max_windows or bundle.manifest.text.max_windows)

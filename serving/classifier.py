@@ -95,7 +95,13 @@ class Classifier:
                 encoded = await self._off_loop(
                     long,
                     lambda: [
-                        model.encoder.encode(item.text, item.pair, truncate=truncate, field=item.field)
+                        model.encoder.encode(
+                            item.text,
+                            item.pair,
+                            truncate=truncate,
+                            field=item.field,
+                            max_windows=model.max_windows,
+                        )
                         for item in texts
                     ],
                 )

@@ -50,7 +50,12 @@ class Gateway:
             EngineUnavailable: the engine does not start.
         """
         say(f"reading bundles under {self.settings.bundles}")
-        self.models = await asyncio.to_thread(catalogue.load, self.settings.bundles, lambda s: say(f"skipped: {s}"))
+        self.models = await asyncio.to_thread(
+            catalogue.load,
+            self.settings.bundles,
+            lambda sentence: say(f"skipped: {sentence}"),
+            max_windows=self.settings.max_windows,
+        )
         say(f"starting the {self.engine.name} engine with {', '.join(self.models)}")
         try:
             await self.engine.start(list(self.models.values()))

@@ -105,7 +105,7 @@ def _summary(gateway: Gateway, listener: socket.socket, seconds: float, say: Say
         manifest = model.manifest
         say(
             f"  {model.name}: {manifest.task.kind}, version {manifest.version}, {model.format}, windows of "
-            f"{manifest.text.max_tokens} tokens, up to {manifest.text.max_windows} per text"
+            f"{manifest.text.max_tokens} tokens, up to {model.max_windows} per text"
         )
         body = json.dumps({"inputs": _TRY[manifest.task.kind]}, ensure_ascii=False)
         say(f"    curl -s {address}/v1/models/{model.name}/predict -d '{body}'")

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     log_folder: Path = Field(Path("artifacts/logs"), description="Folder for the log of the supervised Triton.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes; beyond it 413.")
     max_texts: int = Field(64, ge=1, description="Most texts in one request; beyond it 413.")
+    max_windows: int = Field(
+        0, ge=0, description="Windows of one text; beyond it 413. 0 takes each bundle's own limit."
+    )
     timeout_seconds: float = Field(30.0, gt=0, description="Seconds that one request may take; beyond it 504.")
     threads: int = Field(
         0, ge=0, description="Threads that one model computation may use (intra-op); 0 means all cores."

@@ -112,7 +112,7 @@ async def describe_model(model: str, request: Request) -> ModelDetail:
         text=TextLimits(
             max_tokens=text.max_tokens,
             overlap=text.overlap,
-            max_windows=text.max_windows,
+            max_windows=served.max_windows,
             pooling=text.pooling,
             max_texts=gateway.settings.max_texts,
             max_body_bytes=gateway.settings.max_body_bytes,
@@ -148,5 +148,5 @@ def _summary(model: ServedModel) -> ModelSummary:
         precision=model.artifact.precision,
         labels=list(task.entity_types or task.labels),
         max_tokens=model.manifest.text.max_tokens,
-        max_windows=model.manifest.text.max_windows,
+        max_windows=model.max_windows,
     )

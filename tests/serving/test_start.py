@@ -215,3 +215,14 @@ def test_the_listening_socket_says_that_it_is_tcp() -> None:
 
     with _listening("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_the_server_can_raise_the_limit_of_windows(bundles: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path, *options(bundles, "onnx"), SLIPWAY_MAX_WINDOWS="2000").until_ready()
+    try:
+        url = f"{server.url}/v1/models/news/predict"
+        (answer,) = httpx.post(url, json={"inputs": "大跌，" * 10_000}, timeout=60).json()["predictions"]
+        assert answer["windows"] > 1000 and answer["covered"] == 1.0
+        assert httpx.get(f"{server.url}/v1/models/news").json()["text"]["max_windows"] == 2000
+    finally:
+        assert server.stop() == 0
