@@ -135,6 +135,88 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command()
+def bulk(
+    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Model to ask; the first one served by default.")] = None,
+    lines: Annotated[int, typer.Option(min=1, help="Lines to send.")] = 10_000,
+    characters: Annotated[
+        int, typer.Option(min=0, help="Instead: one text of so many characters, joined from real ones.")
+    ] = 0,
+    short_share: Annotated[float, typer.Option(help="Share of lines that are one sentence, 0 to 1.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same lines.")] = 13,
+    timeout: Annotated[float, typer.Option(help="Seconds for all of it.")] = 3600.0,
+    texts: Annotated[
+        Path | None, typer.Option(help="JSONL file of texts; the model's test split under artifacts/ by default.")
+    ] = None,
+    publish: Annotated[
+        Path | None, typer.Option(help="Write the figures there, such as docs/bench/bulk-news.json.")
+    ] = None,
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The host is not this machine, but mine.")] = (
+        False
+    ),
+) -> None:
+    """Sends many lines through the NDJSON route, or one very long text, and watches the gateway's memory.
+
+    Examples:
+
+      python -m loadtests bulk --lines 10000 --short-share 1
+
+      python -m loadtests bulk --characters 1000000     (the server: SLIPWAY_MAX_WINDOWS=20000)
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from loadtests.bulk import bulk as send
+    from loadtests.bulk import make_lines, record
+    from loadtests.errors import LoadTestError
+    from loadtests.plan import check_host
+    from loadtests.run import default_texts, find_model, write_json
+
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        host = check_host(host, allow_remote=allow_remote)
+        found = find_model(host, model)
+        name = str(found["name"])
+        file = texts or default_texts(name)
+        console.print(f"reads   {file}", markup=False)
+        chosen = make_lines(file, count=lines, characters=characters, seed=seed, short_share=short_share)
+        size = f"{len(chosen):,} lines, {sum(map(len, chosen)):,} characters"
+        console.print(f"sends   {host}/v1/models/{name}/predict/stream, {size}", markup=False)
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("answers", total=len(chosen))
+            figures = send(
+                host, name, chosen, timeout=timeout, progress=lambda done, total: bar.update(task, completed=done)
+            )
+        if publish:
+            plan = {"lines": lines, "characters": characters, "short_share": short_share, "seed": seed}
+            write_json(publish, record(figures, plan, found))
+    except LoadTestError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("stopped; nothing was written", err=True)
+        raise typer.Exit(130) from error
+    memory = figures["gateway_mib"]
+    console.print(
+        f"answers {figures['answered']:,} of {figures['lines']:,} lines in {figures['seconds']} s, the first after "
+        f"{figures['seconds_to_first_answer']} s; {figures['covered_whole']:,} texts read whole"
+    )
+    console.print(
+        f"through {figures['lines_per_second']} lines/s, {figures['windows_per_second']} windows/s, "
+        f"{figures['characters_per_second']:,} characters/s"
+    )
+    console.print(f"errors  {figures['errors'] or 'none'}", markup=False)
+    console.print(
+        f"memory  of the gateway: {memory['before']} MiB before, {memory['highest']} at most, {memory['after']} after"
+    )
+    if publish:
+        console.print(f"wrote   {publish}", markup=False)
+    if figures["answered"] != figures["lines"]:
+        typer.echo("error: the stream ended before every line was answered", err=True)
+        raise typer.Exit(1)
+
+
 def latency_table(summary: dict[str, Any]) -> Table:
     """The latencies of a summary as a table for the terminal."""
     from rich.table import Table

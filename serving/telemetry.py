@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from serving.classifier import Answers
 
@@ -18,6 +26,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # the gateway's own memory, CPU time and open files
         self.requests = Counter("slipway_requests_total", "Requests answered", ["route", "status"], registry=registry)
         self.errors = Counter("slipway_errors_total", "Requests refused or failed", ["kind"], registry=registry)
         self.latency = Histogram(

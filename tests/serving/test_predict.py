@@ -173,6 +173,7 @@ def test_metrics_count_requests_stages_windows_and_the_engine(http: httpx.Client
     assert 'slipway_stage_seconds_bucket{le="0.001",model="news",stage="tokenize"}' in text
     assert 'slipway_text_windows_count{model="news"}' in text
     assert 'slipway_engine_up{engine="onnx",model="news"} 1.0' in text
+    assert "process_resident_memory_bytes" in text
 
 
 def test_a_request_id_is_kept_or_made(http: httpx.Client) -> None:

@@ -6,10 +6,13 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from loadtests.__main__ import app as bulk
 from tests.serving.conftest import Server, eventually
 from tests.serving.test_predict import LONG, TEXTS, ask, same
 
@@ -156,3 +159,23 @@ def test_a_stream_as_long_as_one_likes_is_read_while_it_is_written(onnx_server: 
     assert [line["index"] for line in stream.answers()] == list(range(count))
     writer.join()
     stream.close()
+
+
+def test_the_bulk_command_sends_lines_and_novels_and_watches_the_memory(onnx_server: Server, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in (LONG, "大国新闻，股市增长。坏。")))
+    common = ["--host", onnx_server.url, "--model", "news", "--texts", str(texts)]
+    out = tmp_path / "figures.json"
+
+    told = CliRunner().invoke(bulk, ["bulk", *common, "--lines", "700", "--publish", str(out)])
+    assert told.exit_code == 0, told.output
+    figures = json.loads(out.read_text())
+    assert (figures["answered"], figures["covered_whole"], figures["errors"]) == (700, 700, {})
+    assert figures["gateway_mib"]["highest"] >= figures["gateway_mib"]["before"] > 1
+    assert "700 of 700 lines" in told.output
+
+    told = CliRunner().invoke(bulk, ["bulk", *common, "--characters", "20000"])
+    assert "1 of 1 lines" in told.output and "text-too-long" in told.output
+
+    told = CliRunner().invoke(bulk, ["bulk", *common[:2], "--model", "nix"])
+    assert told.exit_code == 2 and "it serves" in told.output
