@@ -9,6 +9,7 @@ SlipwayError
 │   ├── ManifestInvalid      bundle.json does not follow the schema
 │   ├── ChecksumMismatch     a file differs from its recorded sha256
 │   └── GoldenMismatch       the live model does not reproduce the golden rows
+├── RulesInvalid         a rule file of a served model is wrong: file, rule, reason
 ├── ExportError          a conversion went wrong
 │   ├── ConversionFailed     a converter failed or crashed
 │   ├── FusionMissing        the graph did not fuse as its architecture demands
@@ -113,6 +114,19 @@ class GoldenMismatch(BundleError):
     def __init__(self, bundle: str, artifact: str, reason: str) -> None:
         self.bundle, self.artifact, self.reason = bundle, artifact, reason
         super().__init__(f"{bundle}/{artifact}: golden rows do not match: {reason}")
+
+
+class RulesInvalid(SlipwayError):
+    """A rule file is wrong.
+
+    Args:
+        file: its path.
+        rule: the rule's name or its place in the file; empty when the file as a whole is wrong.
+    """
+
+    def __init__(self, file: str | Path, rule: str, reason: str) -> None:
+        self.file, self.rule, self.reason = str(file), rule, reason
+        super().__init__(f"{file}: {rule}: {reason}" if rule else f"{file}: {reason}")
 
 
 class ExportError(SlipwayError):

@@ -95,6 +95,32 @@ def settings(
         typer.echo(f"SLIPWAY_{name.upper():<18} {field.default!s:<18} {field.description}")
 
 
+@app.command(epilog="Example: python -m serving try-rules news rules/news.toml")
+def try_rules(
+    model: Annotated[str, typer.Argument(help="Name of an exported model.")],
+    file: Annotated[Path, typer.Argument(help="Its rule file (TOML).")],
+    bundles: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("artifacts"),
+    rows: Annotated[int, typer.Option(min=1, help="Dev rows to answer, at most.")] = 400,
+) -> None:
+    """Answer the model's dev rows without and with a rule file: what each rule mends and breaks."""
+    from bundle.errors import SlipwayError
+    from serving.trial import try_rules as run_trial
+
+    try:
+        with typer.progressbar(length=rows, label="dev rows") as bar:
+            trial = run_trial(bundles, model, file, rows, lambda done, total: bar.update(done - bar.pos))
+    except SlipwayError as error:
+        _give_up(str(error))
+    typer.echo(f"{trial.rows} dev rows, without rules → with them")
+    for name, value in trial.without.items():
+        typer.echo(f"  {name}: {value:.4f} → {trial.with_rules[name]:.4f}")
+    for effect in trial.effects:
+        hurts = "  HURTS" if effect.broken > effect.mended else ""
+        typer.echo(
+            f"  rule {effect.rule}: fired on {effect.fired} rows, mended {effect.mended}, broke {effect.broken}{hurts}"
+        )
+
+
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A bound socket, taken before anything else is started."""

@@ -14,6 +14,7 @@ from bundle.errors import BundleError
 from bundle.folder import MANIFEST, Bundle, open_bundle
 from bundle.golden import Golden, check_ids, read_golden
 from bundle.manifest import Artifact, Manifest, Parity
+from serving.rules import LiveRules
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ServedModel:
         format: name of the published artifact, such as ``onnx_int8``.
         golden: the reference rows that the live engine must reproduce.
         max_windows: windows of one text; the bundle's limit unless the server sets another.
+        rules: what acts on the model's answers; None where no rule folder is served.
     """
 
     bundle: Bundle
@@ -31,6 +33,7 @@ class ServedModel:
     format: str
     golden: tuple[Golden, ...]
     max_windows: int
+    rules: LiveRules | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -73,16 +76,22 @@ def find(folder: Path) -> list[Path]:
 
 
 def load(
-    folder: Path, skipped: Callable[[str], None] = lambda sentence: None, *, max_windows: int = 0
+    folder: Path,
+    skipped: Callable[[str], None] = lambda sentence: None,
+    *,
+    max_windows: int = 0,
+    rules: Path | None = None,
 ) -> dict[str, ServedModel]:
     """Opens and checks every exported bundle under ``folder``.
 
     Args:
         skipped: told of each bundle that was not exported yet.
         max_windows: of one text, for every model; 0 keeps each bundle's own limit.
+        rules: folder of rule files, ``<model>.toml``.
 
     Raises:
         BundleError: nothing to serve, or a bundle is broken; names the bundle and what to do.
+        RulesInvalid: a rule file is wrong.
     """
     places = find(folder)
     if not places:
@@ -95,13 +104,13 @@ def load(
             continue
         if bundle.name in models:
             raise BundleError(f"{place} and {models[bundle.name].bundle.root} have the same name {bundle.name!r}")
-        models[bundle.name] = _checked(bundle, max_windows)
+        models[bundle.name] = _checked(bundle, max_windows, rules)
     if not models:
         raise BundleError(f"no bundle under {folder} has been exported; run `make export`")
     return models
 
 
-def _checked(bundle: Bundle, max_windows: int) -> ServedModel:
+def _checked(bundle: Bundle, max_windows: int, rules: Path | None) -> ServedModel:
     published = bundle.manifest.published
     artifact = bundle.manifest.artifacts[published]
     if artifact.format != "onnx":
@@ -115,4 +124,11 @@ def _checked(bundle: Bundle, max_windows: int) -> ServedModel:
         check_ids(golden, encoder)
     except BundleError as error:
         raise BundleError(f"{bundle.root}: {error}") from error
-    return ServedModel(bundle, encoder, published, golden, max_windows or bundle.manifest.text.max_windows)
+    return ServedModel(
+        bundle,
+        encoder,
+        published,
+        golden,
+        max_windows or bundle.manifest.text.max_windows,
+        None if rules is None else LiveRules(rules / f"{bundle.name}.toml", bundle.manifest.task),
+    )

@@ -22,6 +22,7 @@ from bundle.errors import EngineTimeout, RequestError
 from bundle.predict import Predicted, batches
 from serving.catalogue import ServedModel
 from serving.engines import Engine
+from serving.rules import Fired
 
 Stage = Literal["tokenize", "infer", "decode", "total"]
 T = TypeVar("T")
@@ -43,12 +44,21 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model says about one input; ``classified`` of a classifier, ``tagged`` of a tagger."""
+    """What the model, and the rules after it, say about one input.
+
+    Attributes:
+        classified: of a classifier: what the model alone says.
+        tagged: of a tagger: the entities.
+        label: of a classifier: the label's index after the rules; -1 of a tagger.
+        fired: the rules that changed the answer.
+    """
 
     text: Text
     encoded: Encoded
     classified: Classified | None
     tagged: tuple[Tagged, ...]
+    label: int
+    fired: tuple[Fired, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +193,17 @@ def check_kind(model: ServedModel, texts: Sequence[Text]) -> None:
 
 def _decode(model: ServedModel, texts: Sequence[Text], predicted: Sequence[Predicted]) -> tuple[Answer, ...]:
     answers = []
+    rules = model.rules.current() if model.rules else None
     for text, item in zip(texts, predicted, strict=True):
+        classified: Classified | None = None
+        tagged: tuple[Tagged, ...] = ()
         if model.is_tagger:
-            answers.append(Answer(text, item.encoded, None, tuple(item.tagged(model.manifest.task))))
+            tagged = tuple(item.tagged(model.manifest.task))
         else:
-            answers.append(Answer(text, item.encoded, item.classified(model.manifest.text.pooling), ()))
+            classified = item.classified(model.manifest.text.pooling)
+        if rules is None or not rules.rules:
+            answers.append(Answer(text, item.encoded, classified, tagged, classified.label if classified else -1))
+        else:
+            ruled = rules.apply(text.text, classified, tagged)
+            answers.append(Answer(text, item.encoded, classified, ruled.tagged, ruled.label, ruled.fired))
     return tuple(answers)

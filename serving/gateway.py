@@ -55,6 +55,7 @@ class Gateway:
             self.settings.bundles,
             lambda sentence: say(f"skipped: {sentence}"),
             max_windows=self.settings.max_windows,
+            rules=self.settings.rules,
         )
         say(f"starting the {self.engine.name} engine with {', '.join(self.models)}")
         try:

@@ -176,6 +176,17 @@ class EntityView(BaseModel):
     score: float = Field(description="mean probability of its tokens' tags, 0 to 1")
 
 
+class RuleView(BaseModel):
+    """A rule that changed the answer, and where its keyword or pattern stands in the text."""
+
+    rule: str
+    action: Literal["add", "veto", "relabel"]
+    label: str
+    reason: str
+    start: int
+    end: int
+
+
 class Reading(BaseModel):
     """How much of the text was read."""
 
@@ -183,13 +194,14 @@ class Reading(BaseModel):
     windows: int = Field(description="windows that were read")
     covered: float = Field(description="share of the text's characters that a window read; 1.0 unless truncated")
     truncated: bool = Field(description='true only when "truncate" was asked for and text was left out')
+    rules: list[RuleView] | None = Field(default=None, description="the operator's rules that changed this answer")
     window_list: list[WindowView] | None = Field(default=None, description='with "return_windows"')
 
 
 class Labels(BaseModel):
     label: str
-    score: float
-    scores: list[LabelScore] = Field(description="best first")
+    score: float = Field(description="the model's score of this label")
+    scores: list[LabelScore] = Field(description="the model's scores, best first")
 
 
 class Entities(BaseModel):

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     bundles: Path = Field(
         Path("artifacts"), description="Folder whose bundles are served: <name>/bundle or <name> with a bundle.json."
     )
+    rules: Path = Field(
+        Path("rules"), description="Folder of rule files, <model>.toml, that act after the model; read again on change."
+    )
     triton_url: str = Field(
         "",
         description="host:port of the gRPC endpoint of a Triton elsewhere; empty starts and supervises one here.",

@@ -47,6 +47,9 @@ class Telemetry:
         self.windows = Histogram(
             "slipway_text_windows", "Windows of one text", ["model"], buckets=_WINDOWS, registry=registry
         )
+        self.rules = Counter(
+            "slipway_rules_fired_total", "Answers that a rule changed", ["model", "rule"], registry=registry
+        )
         self.in_flight = Gauge("slipway_requests_in_flight", "Requests being answered", registry=registry)
         self.engine_up = Gauge(
             "slipway_engine_up", "Whether the engine can answer for a model", ["engine", "model"], registry=registry
@@ -60,6 +63,8 @@ class Telemetry:
         windows = self.windows.labels(model)
         for answer in answers.answers:
             windows.observe(len(answer.encoded.windows))
+            for name in {item.rule for item in answer.fired}:
+                self.rules.labels(model, name).inc()
 
     def exposition(self) -> bytes:
         """The metrics as text for a scrape."""

@@ -11,7 +11,7 @@ from bundle.decode import FloatArray
 from bundle.offsets import OffsetUnit, converter
 from serving.catalogue import ServedModel
 from serving.classifier import Answer
-from serving.schemas import EntityPrediction, EntityView, LabelPrediction, LabelScore, WindowView
+from serving.schemas import EntityPrediction, EntityView, LabelPrediction, LabelScore, RuleView, WindowView
 
 # Characters of a window's first and last words in an answer.
 EDGE = 12
@@ -35,6 +35,7 @@ def prediction_of(model: ServedModel, answer: Answer, shape: Shape) -> LabelPred
         "covered": encoded.covered,
         "truncated": encoded.truncated,
         "window_list": _windows(model, answer, shape) if shape.return_windows else None,
+        "rules": _rules(answer, shape) or None,
     }
     if found is None:
         text = answer.text.text
@@ -51,7 +52,27 @@ def prediction_of(model: ServedModel, answer: Answer, shape: Shape) -> LabelPred
         ]
         return EntityPrediction(entities=entities, **reading)
     scores = _ranked(model, found.scores, shape.top_k)
-    return LabelPrediction(label=scores[0].label, score=scores[0].score, scores=scores, **reading)
+    return LabelPrediction(
+        label=model.manifest.task.labels[answer.label],
+        score=round(float(found.scores[answer.label]), 6),
+        scores=scores,
+        **reading,
+    )
+
+
+def _rules(answer: Answer, shape: Shape) -> list[RuleView]:
+    at = converter(answer.text.text, shape.offset_unit) if answer.fired else int
+    return [
+        RuleView(
+            rule=item.rule,
+            action=item.action,
+            label=item.label,
+            reason=item.reason,
+            start=at(item.start),
+            end=at(item.end),
+        )
+        for item in answer.fired
+    ]
 
 
 def _ranked(model: ServedModel, scores: FloatArray, top_k: int | None) -> list[LabelScore]:
