@@ -94,7 +94,7 @@ def _add_docs(app: FastAPI) -> None:
         description = generated()
         schemas = description.setdefault("components", {}).setdefault("schemas", {})
         # Models that no route declares: bodies are parsed, and problems are written, outside the framework.
-        for model in (PredictRequest, Problem):
+        for model in (PredictRequest, Problem, stream.StreamAnswer):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

@@ -69,7 +69,7 @@ class _Line:
     "/{model}/predict/stream",
     response_class=Response,
     responses={
-        200: {"content": {MEDIA_TYPE: {"schema": StreamAnswer.model_json_schema()}}},
+        200: {"content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{StreamAnswer.__name__}"}}}},
         **problems(404, 503),
     },
     summary="Answer a stream of texts, line by line",

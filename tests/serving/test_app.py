@@ -121,7 +121,14 @@ def test_the_api_description_has_the_request_with_examples(bundles: Path) -> Non
     assert body["schema"] == {"$ref": "#/components/schemas/PredictRequest"}
     assert body["examples"]
     schemas = description["components"]["schemas"]
-    assert set(schemas["PredictRequest"]["properties"]) == {"inputs", "top_k", "return_windows", "truncate"}
+    assert set(schemas["PredictRequest"]["properties"]) == {
+        "inputs",
+        "top_k",
+        "return_windows",
+        "truncate",
+        "offset_unit",
+    }
+    assert "$defs" not in answer.text and "StreamAnswer" in schemas
     references = [part.split('"')[0] for part in answer.text.split("#/components/schemas/")[1:]]
     assert set(references) <= set(schemas)
 
