@@ -14,6 +14,7 @@ FORCE ?=
 ARGS ?=
 ARTIFACTS ?= artifacts
 REPOSITORY ?= model_repository
+RESULTS ?= docs/results
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
@@ -41,8 +42,8 @@ serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; 
 
 ##@ Measuring
 evaluate: $(READY) ## every form of RECIPE on its whole test split, and the TF-IDF baseline; writes docs/results/
-	@$(PY) -m finetune baseline $(RECIPE) --form $(FORM)
-	@$(PY) -m export.evaluate $(MODEL) $(ARGS)
+	@$(PY) -m finetune baseline $(RECIPE) --form $(FORM) --out $(RESULTS)/baseline
+	@$(PY) -m export.evaluate $(MODEL) --out $(RESULTS) $(ARGS)
 
 bench: $(READY) ## latency of every form of RECIPE side by side; writes docs/bench/
 	@$(PY) -m export.bench $(MODEL)/bundle $(ARGS)

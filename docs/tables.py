@@ -214,10 +214,33 @@ def _load(record: dict[str, Any]) -> str:
     return f"closed, {number(dig(record, 'plan', 'users'), 0)} users, {seconds}"
 
 
+def long_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Per recipe: accuracy by windows of a text, for each way of reading it."""
+    parts = []
+    for _, record in records:
+        buckets = record.get("buckets") or []
+        ways = list(dig(buckets[-1], "scores") or {}) if buckets else []
+        chosen = "head" if record.get("pooling") == "first" else record.get("pooling")
+        head = ["windows", "texts", *(f"**{way}**" if way == chosen else way for way in ways)]
+        rows = [
+            [
+                text(bucket.get("name")),
+                number(bucket.get("rows"), 0),
+                *(number(dig(bucket, "scores", way, "accuracy"), 3) for way in ways),
+            ]
+            for bucket in buckets
+        ]
+        title = f"`{text(record.get('recipe'))}` ({text(record.get('form'))}), accuracy"
+        note = f"Windows of {text(record.get('max_tokens'))} tokens, `{text(record.get('artifact'))}`; bold is served."
+        parts.append(f"{title}:\n\n{table(head, rows)}\n\n{note} {origin(record, 'make evaluate')}.")
+    return "\n\n".join(parts)
+
+
 # name → results files, the table, the command that fills it
 TABLES: dict[str, tuple[str, Callable[[Sequence[tuple[str, dict[str, Any]]]], str], str]] = {
     "bench": ("docs/bench/latency-*.json", bench_table, "make bench"),
     "results": ("docs/results/*.json", results_table, "make evaluate"),
+    "long": ("docs/results/long/*.json", long_table, "make evaluate ARGS=--compare-long"),
     "loadtest": ("docs/bench/loadtest-*.json", loadtest_table, "make loadtest"),
 }
 

@@ -10,8 +10,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from bundle.rows import read_rows
 from export.artifact import identity
 from export.forms import Stand
 from export.journal import Journal
+from export.long import Bucket, compare
 from export.session import open_session, run_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,6 +45,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the results file goes.")] = Path("docs/results"),
     paddle: Annotated[
         bool, typer.Option(help="Also the trained checkpoint itself, in Paddle: several times slower.")
+    ] = False,
+    compare_long: Annotated[
+        bool, typer.Option(help="Also by length: the head alone, head and tail, every pooling; classifiers only.")
     ] = False,
 ) -> None:
     """Answers the whole test split with each exported form and writes docs/results/<name>.json."""
@@ -78,6 +83,24 @@ def main(
     reference = "paddle" if paddle else forms[0]
     agreements = {name: agreement(answers[reference], answers[name]) for name in answers}
     _show(console, metrics, agreements, seconds, reference)
+    if compare_long and manifest.task.kind != "token-classification":
+        # The last form stands for all: it is what is served, or what served fp32 agrees with.
+        buckets = compare(rows, found, manifest.task)
+        _show_long(console, buckets, manifest.text.pooling)
+        record = {
+            "recipe": manifest.name.removesuffix("-full"),
+            "form": manifest.made.form,
+            "command": f"python -m export.evaluate {folder} --compare-long",
+            "artifact": forms[-1],
+            "max_tokens": manifest.text.max_tokens,
+            "pooling": manifest.text.pooling,
+            "buckets": [asdict(bucket) for bucket in buckets],
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "hardware": hardware(),
+        }
+        write_atomic(out / "long" / f"{manifest.name}.json", json.dumps(record, indent=2) + "\n")
+        console.print(f"  wrote {out / 'long' / manifest.name}.json")
     path = out / f"{manifest.name}.json"
     write_atomic(
         path, json.dumps(_record(bundle, rows, windows, metrics, agreements, seconds, reference), indent=2) + "\n"
@@ -109,6 +132,21 @@ def _show(console: Console, metrics: Any, agreements: Any, seconds: Any, referen
             form, *(f"{scores[name]:.4f}" for name in names), f"{agreements[form]:.2%}", f"{seconds[form]:.0f}"
         )
     console.print(table)
+
+
+def _show_long(console: Console, buckets: Sequence[Bucket], chosen: str) -> None:
+    table = Table(title="accuracy by windows of a text", title_justify="left")
+    table.add_column("windows")
+    table.add_column("rows", justify="right")
+    for way in buckets[-1].scores:
+        # The head alone is what the pooling "first" reads.
+        mark = " *" if way == chosen or (way == "head" and chosen == "first") else ""
+        table.add_column(way + mark, justify="right")
+    for bucket in buckets:
+        figures = (f"{scores['accuracy']:.3f}" for scores in bucket.scores.values())
+        table.add_row(bucket.name, f"{bucket.rows:,}", *figures)
+    console.print(table)
+    console.print("  * the pooling that training chose on dev, which is served")
 
 
 def _record(

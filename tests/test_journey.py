@@ -223,10 +223,16 @@ def test_finished_stages_are_not_repeated(project: tuple[Path, str]) -> None:
 def test_the_whole_test_split_is_evaluated_on_the_exported_forms(project: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = project
     out = tmp_path / "results"
-    printed = make("evaluate", f"RECIPE={folder / 'mood.toml'}", f"ARGS=--out {out} --paddle", folder=folder)
+    printed = make(
+        "evaluate", f"RECIPE={folder / 'mood.toml'}", f"RESULTS={out}", "ARGS=--paddle --compare-long", folder=folder
+    )
     record = json.loads((out / "mood.json").read_text())
     assert record["agreement_with"] == "paddle" and record["paddle"]["accuracy"] > 0.9
     assert record["model"] == record["paddle"] and record["rows"] == 80
+    baseline = json.loads((out / "baseline" / "mood.json").read_text())
+    assert baseline["rows"] == 80 and baseline["tfidf"]["accuracy"] > 0.9
+    long = json.loads((out / "long" / "mood.json").read_text())
+    assert long["buckets"][-1]["rows"] == 80
     assert "next: make tables" in printed
 
 
