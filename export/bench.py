@@ -454,7 +454,7 @@ def main(
     line = f"on      {machine['cpu']}, {machine['cores']} cores ({isa}), {result['threads']} threads each"
     console.print(f"{line}; commit {result['commit']}", soft_wrap=True, markup=False)
     console.print(f"took    {result['seconds']} s; wrote {target}", soft_wrap=True, markup=False)
-    console.print("next: `python docs/tables.py` puts the table into README.md", markup=False)
+    console.print("next: `make tables` puts the table into README.md", markup=False)
 
 
 def latency_table(result: dict[str, Any]) -> Table:
