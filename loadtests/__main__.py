@@ -244,7 +244,8 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         f"errors  {errors['count']} of {summary['requests']} ({errors['share']:.2%}){f': {kinds}' if kinds else ''}",
     ]
     if summary["stages"]:
-        shares = ", ".join(f"{stage.replace('_', ' ')} {max(share, 0):.0%}" for stage, share in summary["stages"].items())
+        named = ((stage.replace("_", " "), max(share, 0)) for stage, share in summary["stages"].items())
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in named)
         lines.append(f"stages  {shares} of the callers' time")
     if summary["waited_for_connection_ms"]:
         waits = summary["waited_for_connection_ms"]
