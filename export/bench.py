@@ -61,7 +61,7 @@ class Effort:
     slowest_call: float
 
 
-QUICK = Effort(rounds=30, least_rounds=5, warmups=2, budget=120.0, slowest_call=2.0)
+QUICK = Effort(rounds=30, least_rounds=5, warmups=2, budget=240.0, slowest_call=2.0)
 FULL = Effort(rounds=200, least_rounds=20, warmups=3, budget=1800.0, slowest_call=30.0)
 
 
