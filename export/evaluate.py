@@ -136,17 +136,15 @@ def _show(console: Console, metrics: Any, agreements: Any, seconds: Any, referen
 
 def _show_long(console: Console, buckets: Sequence[Bucket], chosen: str) -> None:
     table = Table(title="accuracy by windows of a text", title_justify="left")
-    table.add_column("windows")
-    table.add_column("rows", justify="right")
+    table.add_column("read")
+    for bucket in buckets:
+        table.add_column(f"{bucket.name}\n{bucket.rows:,} texts", justify="right")
     for way in buckets[-1].scores:
         # The head alone is what the pooling "first" reads.
-        mark = " *" if way == chosen or (way == "head" and chosen == "first") else ""
-        table.add_column(way + mark, justify="right")
-    for bucket in buckets:
-        figures = (f"{scores['accuracy']:.3f}" for scores in bucket.scores.values())
-        table.add_row(bucket.name, f"{bucket.rows:,}", *figures)
+        served = way == chosen or (way == "head" and chosen == "first")
+        figures = (f"{bucket.scores[way]['accuracy']:.3f}" for bucket in buckets)
+        table.add_row(f"{way} (served)" if served else way, *figures)
     console.print(table)
-    console.print("  * the pooling that training chose on dev, which is served")
 
 
 def _record(
