@@ -7,12 +7,11 @@ units, one in Go or Rust counts bytes of UTF-8; for them an answer's offsets are
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 OffsetUnit = Literal["codepoint", "utf16", "byte"]
-OFFSET_UNITS: tuple[OffsetUnit, ...] = get_args(OffsetUnit)
 
 
 def converter(text: str, unit: OffsetUnit) -> Callable[[int], int]:

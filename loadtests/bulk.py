@@ -74,7 +74,7 @@ async def _bulk(host: str, model: str, lines: Sequence[str], timeout: float, pro
     errors: dict[str, int] = {}
     first = 0.0
     limits = aiohttp.ClientTimeout(total=timeout)
-    # An answer's line can be as long as its text has windows; 64 MiB is far beyond any of them.
+    # aiohttp refuses a line of twice this size; a tagger's answer to a novel has a megabyte or two.
     async with aiohttp.ClientSession(timeout=limits, read_bufsize=1 << 22) as session:
         before = await _memory(session, host)
         seen = [before]

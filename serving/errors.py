@@ -43,18 +43,9 @@ def kind_of(error: Exception) -> Kind:
     return next((kind for type_, kind in TABLE if isinstance(error, type_)), INTERNAL)
 
 
-def problem(
-    kind: Kind,
-    detail: str,
-    request_id: str,
-    *,
-    field: str | None = None,
-    limit: int | None = None,
-    value: int | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    """An error as a response."""
-    return _response(_body(kind, detail, request_id, field, limit, value), headers)
+def problem(kind: Kind, detail: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
+    """An error that is no exception of ours, as a response."""
+    return _response(_body(kind, detail, request_id), headers)
 
 
 def problem_of(error: Exception, request_id: str) -> Response:

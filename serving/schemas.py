@@ -5,6 +5,7 @@ A request is parsed strictly: an unknown key, a number in quotes or a wrong type
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -131,23 +132,44 @@ def parse_request(body: bytes) -> PredictRequest:
     try:
         return PredictRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        message = first["msg"]
-        if first["type"] == "json_invalid":
-            raise MalformedRequest(message.removeprefix("Invalid JSON: ")) from None
-        field = "body"
-        for part in first["loc"]:
-            if isinstance(part, int):
-                field += f"[{part}]"
-            elif not part.startswith("("):
-                field = part if field == "body" else f"{field}.{part}"
-        context: dict[str, Any] = first.get("ctx", {})
-        limit = next((context[key] for key in ("ge", "min_length") if isinstance(context.get(key), int)), None)
-        if first["type"] == "extra_forbidden":
-            allowed = ", ".join(PredictRequest.model_fields if "." not in field else TextPair.model_fields)
-            message = f"is not a known field; known are {allowed}"
-        message = message[0].lower() + message[1:]
-        raise RequestError(field, f"{field}: {message}", limit=limit) from None
+        raise _refusal(error, "body", lambda field: PredictRequest if "." not in field else TextPair) from None
+
+
+def parse_line(line: bytes) -> StreamItem:
+    """Reads one line of a stream.
+
+    Raises:
+        MalformedRequest: not JSON.
+        RequestError: JSON that is neither a text nor such an object; names the field.
+    """
+    try:
+        return StreamItem.of(line)
+    except ValidationError as error:
+        raise _refusal(error, "line", lambda field: StreamItem) from None
+
+
+def _refusal(error: ValidationError, whole: str, model_of: Callable[[str], type[BaseModel]]) -> RequestError:
+    """What pydantic found first, as an error that names the field.
+
+    Args:
+        whole: how the error names what was read as a whole.
+        model_of: the model that a field belongs to, to tell which fields there are.
+    """
+    first = error.errors(include_url=False, include_input=False)[0]
+    message = first["msg"]
+    if first["type"] == "json_invalid":
+        return MalformedRequest(message.removeprefix("Invalid JSON: "))
+    field = whole
+    for part in first["loc"]:
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif not part.startswith("("):
+            field = part if field == whole else f"{field}.{part}"
+    context: dict[str, Any] = first.get("ctx", {})
+    limit = next((context[key] for key in ("ge", "min_length") if isinstance(context.get(key), int)), None)
+    if first["type"] == "extra_forbidden":
+        message = f"is not a known field; known are {', '.join(model_of(field).model_fields)}"
+    return RequestError(field, f"{field}: {message[0].lower()}{message[1:]}", limit=limit)
 
 
 class LabelScore(BaseModel):

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from bundle.errors import LimitExceeded, MalformedRequest, RequestError, SlipwayError
+from bundle.errors import LimitExceeded, RequestError, SlipwayError
 from bundle.offsets import OffsetUnit
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Text, check_kind
@@ -27,7 +27,7 @@ from serving.errors import kind_of, problem_body
 from serving.gateway import Gateway
 from serving.routes import gateway_of
 from serving.routes.native import problems
-from serving.schemas import EntityPrediction, LabelPrediction, Problem, StreamItem
+from serving.schemas import EntityPrediction, LabelPrediction, Problem, parse_line
 from serving.views import Shape, prediction_of
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -147,14 +147,7 @@ class _Answers(Response):
         try:
             if isinstance(raw, LimitExceeded):
                 raise raw
-            try:
-                item = StreamItem.of(raw)
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                where = ".".join(map(str, first["loc"])) or "line"
-                if first["type"] == "json_invalid":
-                    raise MalformedRequest(first["msg"].removeprefix("Invalid JSON: ")) from None
-                raise RequestError(where, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            item = parse_line(raw)
             line.id = item.id
             text = Text(item.text, item.pair, "line.text")
             check_kind(self._model, [text])
