@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -95,16 +96,20 @@ def agreement(left: Sequence[object], right: Sequence[object]) -> float:
 
 
 def metrics_of(rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, pooling: Pooling) -> dict[str, float]:
-    """The headline figures: accuracy and macro_f1 of a classifier; precision, recall and f1 (micro) of a tagger."""
+    """The headline figures of what a model said; see `scores_of`."""
+    return scores_of(rows, answers_of(predicted, task, pooling), task)
+
+
+def scores_of(rows: Sequence[Row], answers: Sequence[Any], task: Task) -> dict[str, float]:
+    """The headline figures: accuracy and macro_f1 of a classifier; precision, recall and f1 (micro) of a tagger.
+
+    Args:
+        answers: in the form of `answers_of`: a label's index, or entities as (start, end, type), for each row.
+    """
     if task.kind == "token-classification":
         gold = [[(item.start, item.end, item.label) for item in row.entities or ()] for row in rows]
-        found = [[(item.start, item.end, item.label) for item in row.tagged(task)] for row in predicted]
-        micro = entity_scores(gold, found)[-1]
+        micro = entity_scores(gold, answers)[-1]
         return {"precision": micro.precision, "recall": micro.recall, "f1": micro.f1}
     index = {label: number for number, label in enumerate(task.labels)}
-    table = confusion(
-        [index[row.label or ""] for row in rows],
-        [row.classified(pooling).label for row in predicted],
-        len(task.labels),
-    )
+    table = confusion([index[row.label or ""] for row in rows], answers, len(task.labels))
     return {"accuracy": accuracy(table), "macro_f1": macro_f1(per_class(table, task.labels))}

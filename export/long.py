@@ -13,8 +13,7 @@ import numpy as np
 
 from bundle.decode import POOLINGS, softmax
 from bundle.manifest import Pooling, Task
-from bundle.metrics import accuracy, confusion, macro_f1, per_class
-from bundle.predict import Predicted
+from bundle.predict import Predicted, scores_of
 from bundle.rows import Row
 
 # Windows of a text: from, to.
@@ -46,8 +45,6 @@ def compare(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> list
     and the last window, which many write for BERT's 512 tokens (Sun et al. 2019, "How to Fine-Tune BERT for Text
     Classification?").
     """
-    index = {label: number for number, label in enumerate(task.labels)}
-    gold = np.array([index[row.label or ""] for row in rows])
     windows = np.array([len(item.logits) for item in found])
     ways: dict[str, np.ndarray[Any, Any]] = {
         "head": np.array([item.classified("first").label for item in found]),
@@ -60,8 +57,9 @@ def compare(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> list
     places = [(bucket_name(*bounds), (windows >= bounds[0]) & (windows <= bounds[1])) for bounds in BUCKETS]
     for name, chosen in [*places, ("all", windows > 0)]:
         if chosen.any():
-            scores = {way: _scores(gold[chosen], labels[chosen], task) for way, labels in ways.items()}
-            buckets.append(Bucket(name, int(chosen.sum()), scores))
+            part = [row for row, here in zip(rows, chosen, strict=True) if here]
+            scores = {way: scores_of(part, labels[chosen].tolist(), task) for way, labels in ways.items()}
+            buckets.append(Bucket(name, len(part), scores))
     return buckets
 
 
@@ -71,8 +69,3 @@ def _label(item: Predicted, pooling: Pooling) -> int:
 
 def _ends(item: Predicted) -> int:
     return int(softmax(np.stack([item.logits[0], item.logits[-1]])).mean(axis=0).argmax())
-
-
-def _scores(gold: Any, found: Any, task: Task) -> dict[str, float]:
-    table = confusion(gold.tolist(), found.tolist(), len(task.labels))
-    return {"accuracy": accuracy(table), "macro_f1": macro_f1(per_class(table, task.labels))}

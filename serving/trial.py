@@ -10,7 +10,7 @@ from typing import Any
 
 from bundle.decode import Tagged
 from bundle.errors import BundleError
-from bundle.metrics import accuracy, confusion, entity_scores, macro_f1, per_class
+from bundle.predict import scores_of
 from bundle.rows import Row, read_rows
 from serving.catalogue import ServedModel
 from serving.gateway import Gateway
@@ -99,16 +99,8 @@ def _judge(
             effects[name].fired += 1
             effects[name].mended += old != wanted and new == wanted
             effects[name].broken += old == wanted and new != wanted
-    return Trial(len(rows), _scores(model, gold, before), _scores(model, gold, after), list(effects.values()))
-
-
-def _scores(model: ServedModel, gold: Sequence[object], found: Sequence[object]) -> dict[str, float]:
-    if model.is_tagger:
-        micro = entity_scores(gold, found)[-1]  # type: ignore[arg-type]
-        return {"precision": micro.precision, "recall": micro.recall, "f1": micro.f1}
-    labels = model.manifest.task.labels
-    table = confusion(gold, found, len(labels))  # type: ignore[arg-type]
-    return {"accuracy": accuracy(table), "macro_f1": macro_f1(per_class(table, labels))}
+    task = model.manifest.task
+    return Trial(len(rows), scores_of(rows, before, task), scores_of(rows, after, task), list(effects.values()))
 
 
 def _spans(tagged: Iterable[Tagged]) -> list[tuple[int, int, str]]:
