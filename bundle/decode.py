@@ -12,11 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.encode import Encoded
-from bundle.manifest import Pooling, Task
+from bundle.manifest import Joining, Pooling, Task
 
 FloatArray = npt.NDArray[np.float32]
 
+# The poolings that need no fitting.
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "first", "weighted", "lead", "logit-mean", "confidence")
+# What the pooling "learned" weighs a window by; its weights stand in this order in the manifest.
+FEATURES = ("position", "first", "certainty", "length")
+# A label of a multi-label task is given from this score on, unless the manifest has a threshold of its own.
+THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +29,17 @@ class Classified:
     """A classifier's answer for one text.
 
     Attributes:
-        scores: float32 (labels,), sums to 1.
-        weights: float32 (windows,), each window's share in the pool; sums to 1.
+        label: the best one.
+        chosen: the labels that are given: of a multi-label task those that reach their thresholds, in label order,
+            perhaps none; else the best one.
+        scores: float32 (labels,); sums to 1, except those of a multi-label task, which are probabilities each.
+        weights: float32 (windows,), or (windows, labels) of a multi-label task: each window's share in the pool;
+            sums to 1 over the windows.
         window_scores: float32 (windows, labels).
     """
 
     label: int
+    chosen: tuple[int, ...]
     scores: FloatArray
     weights: FloatArray
     window_scores: FloatArray
@@ -52,46 +62,113 @@ def softmax(logits: FloatArray) -> FloatArray:
     return scores
 
 
-def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], pooling: Pooling) -> Classified:
-    """Pools the windows of one text.
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Each label's own probability, computed without overflow."""
+    scores: FloatArray = (0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))).astype(np.float32)
+    return scores
+
+
+def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], task: Task, joining: Joining) -> Classified:
+    """Pools the windows of one text; a multi-label task's labels each on their own.
 
     Args:
         logits: float32 (windows, labels).
         window_tokens: int64 (windows,), the tokens that each window reads.
-        pooling: ``mean`` of probabilities; ``weighted`` by window length; ``max`` of each label's probability;
-            ``first`` window alone; ``lead``: the n-th window weighs 1/n, as news tells most at its beginning;
-            ``logit-mean``; ``confidence``: weighted by 1 - normalized entropy, so that a
-            window that has nothing to say weighs little.
+        joining: its pooling is ``mean`` of probabilities; ``weighted`` by window length; ``max`` of each label's
+            probability; ``first`` window alone; ``lead``: the n-th window weighs 1/n, as news tells most at its
+            beginning; ``logit-mean``; ``confidence``: weighted by 1 - normalized entropy, so that a window that has
+            nothing to say weighs little; or ``learned``: by the softmax of a weighted sum of `features`.
     """
-    probabilities = softmax(logits)  # (W, C)
-    count = len(probabilities)
-    weights = np.full(count, 1.0 / count, dtype=np.float32)
-    if pooling == "first":
-        weights[:] = 0
-        weights[0] = 1
-    elif pooling == "weighted":
-        weights = (window_tokens / window_tokens.sum()).astype(np.float32)
-    elif pooling == "lead":
-        harmonic = 1 / np.arange(1, count + 1)
-        weights = (harmonic / harmonic.sum()).astype(np.float32)
-    elif pooling == "confidence":
-        entropy = -(probabilities * np.log(probabilities + 1e-9)).sum(axis=1) / np.log(probabilities.shape[1])
-        certainty = np.maximum(1 - entropy, 1e-3)
-        weights = (certainty / certainty.sum()).astype(np.float32)
-    if count == 1:
+    multi, how = task.kind == "multi-label", joining.pooling
+    probabilities = sigmoid(logits) if multi else softmax(logits)  # (W, C)
+    weights = _shares(probabilities, window_tokens, joining, multi)
+    if len(probabilities) == 1:
         scores = probabilities[0]
-    elif pooling == "max":
+    elif how == "max" and not multi:
         peaks = probabilities.max(axis=0)
         scores = peaks / peaks.sum()
-    elif pooling == "logit-mean":
-        scores = softmax(logits.mean(axis=0))
+    elif how == "logit-mean":
+        mean = logits.mean(axis=0)
+        scores = sigmoid(mean) if multi else softmax(mean)
     else:
-        scores = weights @ probabilities
-    return Classified(int(scores.argmax()), scores.astype(np.float32), weights, probabilities)
+        scores = (weights * probabilities).sum(axis=0) if multi else weights @ probabilities
+    scores = scores.astype(np.float32)
+    label = int(scores.argmax())
+    chosen = reaching(scores, task) if multi else (label,)
+    return Classified(label, chosen, scores, weights, probabilities)
 
 
-def stitch(logits: Sequence[FloatArray], encoded: Encoded) -> FloatArray:
-    """Joins a tagger's windows: each token is decided by the window in which it has the most context.
+def reaching(scores: FloatArray, task: Task) -> tuple[int, ...]:
+    """The labels of a multi-label task whose scores, float32 (labels,), reach their thresholds, in label order."""
+    thresholds = np.array(task.thresholds or (THRESHOLD,) * len(task.labels))
+    return tuple(int(index) for index in np.flatnonzero(scores >= thresholds))
+
+
+def _shares(
+    probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], joining: Joining, multi: bool
+) -> FloatArray:
+    """Each window's share in the pool: float32 (windows,), or (windows, labels) of a multi-label task."""
+    count, how = len(probabilities), joining.pooling
+    shares = np.full(count, 1.0 / count)
+    if how == "first":
+        shares[:] = 0
+        shares[0] = 1
+    elif how == "weighted":
+        shares = window_tokens / window_tokens.sum()
+    elif how == "lead":
+        harmonic = 1 / np.arange(1, count + 1)
+        shares = harmonic / harmonic.sum()
+    elif how == "confidence":
+        certain = np.maximum(certainty(probabilities, multi), 1e-3)
+        shares = certain / certain.sum(axis=0)
+    elif how == "learned":
+        votes = features(probabilities, window_tokens, multi) @ np.array(joining.weights)
+        votes = np.exp(votes - votes.max(axis=0))
+        shares = votes / votes.sum(axis=0)
+    elif how == "max" and multi:
+        shares = (np.arange(count)[:, None] == probabilities.argmax(axis=0)).astype(np.float64)
+    if multi and shares.ndim == 1:
+        shares = np.repeat(shares[:, None], probabilities.shape[1], axis=1)
+    result: FloatArray = shares.astype(np.float32)
+    return result
+
+
+def certainty(probabilities: FloatArray, multi: bool) -> npt.NDArray[np.float64]:
+    """1 - normalized entropy: float64 (windows,), or (windows, labels) of a multi-label task."""
+    values = probabilities.astype(np.float64)
+    if multi:
+        inside = np.clip(values, 1e-9, 1 - 1e-9)
+        binary: npt.NDArray[np.float64] = 1 + (inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside))
+        return binary
+    result: npt.NDArray[np.float64] = 1 + (values * np.log(values + 1e-9)).sum(axis=1) / np.log(values.shape[1])
+    return result
+
+
+def features(probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], multi: bool) -> npt.NDArray[np.float64]:
+    """What the learned pooling knows of each window, in the order of `FEATURES`.
+
+    ``position`` is -log n of the n-th window, so that a weight of 1 is the pooling ``lead``; ``first`` tells the first
+    window from all others; ``certainty`` as in the pooling ``confidence``; ``length`` is the log of the window's share
+    in the longest one, so that a weight of 1 is the pooling ``weighted``. All weights 0 is ``mean``.
+
+    Returns:
+        float64 (windows, features), or (windows, labels, features) of a multi-label task.
+    """
+    certain = certainty(probabilities, multi)
+    order = np.arange(len(probabilities))
+    place = (-np.log(order + 1.0), (order == 0).astype(np.float64), np.log(window_tokens / window_tokens.max()))
+    if multi:
+        place = tuple(np.repeat(values[:, None], probabilities.shape[1], axis=1) for values in place)  # type: ignore[assignment]
+    return np.stack([place[0], place[1], certain, place[2]], axis=-1)
+
+
+def stitch(logits: Sequence[FloatArray], encoded: Encoded, joining: Joining | None = None) -> FloatArray:
+    """Joins a tagger's windows.
+
+    With the stitching ``context`` each token is decided by the window in which it has the most context: of two
+    neighbours, the left one up to the middle of what they share. Where either of them sees an entity across that
+    middle, the seam moves to the nearest place that cuts none, so that an entity which is shorter than the overlap is
+    decided by one window that sees all of it. ``average`` takes the mean of the logits of all windows that saw a token.
 
     Args:
         logits: per window, float32 (tokens of the window, labels), special tokens cut off.
@@ -100,21 +177,37 @@ def stitch(logits: Sequence[FloatArray], encoded: Encoded) -> FloatArray:
         float32 (tokens read, labels).
     """
     windows = encoded.windows
-    total = windows[-1].last
-    joined = np.empty((total, logits[0].shape[1]), dtype=np.float32)
-    best = np.full(total, -1, dtype=np.int64)
-    for window, values in zip(windows, logits, strict=True):
-        length = window.last - window.first
-        place = np.arange(length)
-        # At the text's own edges there is no more context to be had, so they do not count as edges.
-        left = place if window.first else np.full(length, np.iinfo(np.int64).max)
-        right = length - 1 - place if window.last < len(encoded.ids) else np.full(length, np.iinfo(np.int64).max)
-        context = np.minimum(left, right)
-        part = slice(window.first, window.last)
-        wins = context > best[part]
-        joined[part][wins] = values[wins]
-        best[part][wins] = context[wins]
+    if len(windows) == 1:
+        return np.asarray(logits[0], dtype=np.float32)
+    joined = np.zeros((windows[-1].last, logits[0].shape[1]), dtype=np.float32)
+    if joining is not None and joining.stitching == "average":
+        seen = np.zeros(len(joined), dtype=np.float32)
+        for window, values in zip(windows, logits, strict=True):
+            joined[window.first : window.last] += values
+            seen[window.first : window.last] += 1
+        joined /= seen[:, None]
+        return joined
+    begin = 0
+    for number, (window, values) in enumerate(zip(windows, logits, strict=True)):
+        end = window.last
+        if number + 1 < len(windows):
+            following = windows[number + 1]
+            end = _seam(values, window.first, logits[number + 1], following.first, max(begin, following.first), end)
+        joined[begin:end] = values[begin - window.first : end - window.first]
+        begin = end
     return joined
+
+
+def _seam(left: FloatArray, left_first: int, right: FloatArray, right_first: int, low: int, high: int) -> int:
+    """The token of ``[low, high]`` from which the right window decides: near the middle, and inside no entity."""
+    middle = max(low, (right_first + high + 1) // 2)
+    # bool (high - low + 1,): an entity that a window sees stands on both sides of this place.
+    cuts = np.zeros(high - low + 1, dtype=bool)
+    for values, first in ((left, left_first), (right, right_first)):
+        best = values[low - first : high + 1 - first].argmax(axis=1)
+        cuts[: len(best)] |= (best > 0) & (best % 2 == 0)  # an I-X goes on with what stands before it
+    free = np.flatnonzero(~cuts) + low
+    return int(free[np.argmin(np.abs(free - middle))]) if len(free) else middle
 
 
 def tag_path(scores: FloatArray) -> npt.NDArray[np.int64]:
@@ -159,14 +252,14 @@ def _breaks_bio(path: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return result
 
 
-def tag(logits: Sequence[FloatArray], encoded: Encoded, task: Task) -> list[Tagged]:
+def tag(logits: Sequence[FloatArray], encoded: Encoded, task: Task, joining: Joining | None = None) -> list[Tagged]:
     """Entities of one text, in reading order, from the logits of its windows."""
-    joined = stitch(logits, encoded)
+    joined = stitch(logits, encoded, joining)
     probabilities = softmax(joined)
     # Log-probabilities, so that windows of different confidence are comparable in one path.
     path = tag_path(np.log(probabilities + 1e-12))
     entities: list[Tagged] = []
-    for first, last, label in spans_of(path, task.labels):
+    for first, last, label in spans_of(path, task.tag_labels):
         start, end = int(encoded.spans[first, 0]), int(encoded.spans[last - 1, 1])
         score = float(probabilities[np.arange(first, last), path[first:last]].mean())
         entities.append(Tagged(start, end, label, score))
@@ -191,7 +284,7 @@ def token_labels(encoded: Encoded, entities: Sequence[tuple[int, int, str]], tas
     Args:
         entities: (start, end, type) in code points. A token that overlaps an entity belongs to it.
     """
-    index = {label: number for number, label in enumerate(task.labels)}
+    index = {label: number for number, label in enumerate(task.tag_labels)}
     path = np.zeros(len(encoded.ids), dtype=np.int64)
     starts, ends = encoded.spans[:, 0], encoded.spans[:, 1]
     for start, end, label in entities:

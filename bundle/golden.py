@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from bundle.decode import FloatArray
-from bundle.encode import Encoder, IntArray
+from bundle.encode import Encoded, Encoder, IntArray
 from bundle.errors import BundleError
 from bundle.folder import write_atomic
-from bundle.manifest import Parity, Pooling, Task
+from bundle.manifest import Joining, Parity, Task
 from bundle.predict import Predicted, agreement, answers_of
 
 
@@ -27,18 +27,24 @@ class Golden:
     Attributes:
         ids: per window, int64 (tokens,), special tokens included.
         logits: per window, float32 (labels,), or (tokens of the window, labels) for a tagger.
+        token_logits: of a multi-task model, per window, float32 (tokens of the window, token labels).
     """
 
     text: str
     pair: str | None
     ids: tuple[IntArray, ...]
     logits: tuple[FloatArray, ...]
+    token_logits: tuple[FloatArray, ...] = ()
+
+    def predicted(self, encoded: Encoded) -> Predicted:
+        """The row as what the training framework said of a text that was encoded here."""
+        return Predicted(encoded, list(self.logits), list(self.token_logits))
 
 
 def golden_of(predicted: Predicted, encoder: Encoder, text: str, pair: str | None) -> Golden:
     """A reference row from what the training framework answered."""
     rows = encoder.rows(predicted.encoded)
-    return Golden(text, pair, tuple(row.ids for row in rows), tuple(predicted.logits))
+    return Golden(text, pair, tuple(row.ids for row in rows), *map(tuple, predicted.outputs))
 
 
 def write_golden(path: Path, rows: Sequence[Golden]) -> None:
@@ -49,13 +55,18 @@ def write_golden(path: Path, rows: Sequence[Golden]) -> None:
                 "text": row.text,
                 "pair": row.pair,
                 "ids": [ids.tolist() for ids in row.ids],
-                "logits": [np.round(values.astype(np.float64), 7).tolist() for values in row.logits],
+                "logits": _numbers(row.logits),
+                **({"token_logits": _numbers(row.token_logits)} if row.token_logits else {}),
             },
             ensure_ascii=False,
         )
         for row in rows
     ]
     write_atomic(path, "\n".join(lines) + "\n")
+
+
+def _numbers(logits: Sequence[FloatArray]) -> list[object]:
+    return [np.round(values.astype(np.float64), 7).tolist() for values in logits]
 
 
 def read_golden(path: Path) -> list[Golden]:
@@ -74,6 +85,7 @@ def read_golden(path: Path) -> list[Golden]:
                     record["pair"],
                     tuple(np.array(ids, dtype=np.int64) for ids in record["ids"]),
                     tuple(np.array(values, dtype=np.float32) for values in record["logits"]),
+                    tuple(np.array(values, dtype=np.float32) for values in record.get("token_logits", ())),
                 )
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -103,7 +115,7 @@ def compare(
     golden: Sequence[Golden],
     found: Sequence[Predicted],
     task: Task,
-    pooling: Pooling,
+    joining: Joining,
     *,
     reference: str,
     tolerance: float,
@@ -114,21 +126,22 @@ def compare(
         BundleError: shapes differ or a value is not finite, where no distance can be given.
     """
     differences: list[FloatArray] = []
-    for number, (row, answer) in enumerate(zip(golden, found, strict=True)):
-        for window, (want, got) in enumerate(zip(row.logits, answer.logits, strict=True)):
-            if want.shape != got.shape:
-                raise BundleError(f"golden row {number}, window {window}: shape {got.shape}, recorded {want.shape}")
-            if not np.isfinite(got).all():
-                raise BundleError(f"golden row {number}, window {window}: the answer is not finite")
-            differences.append(np.abs(want - got).ravel())
+    recorded = [row.predicted(answer.encoded) for row, answer in zip(golden, found, strict=True)]
+    for number, (row, answer) in enumerate(zip(recorded, found, strict=True)):
+        for wants, gots in zip(row.outputs, answer.outputs, strict=True):
+            for window, (want, got) in enumerate(zip(wants, gots, strict=True)):
+                if want.shape != got.shape:
+                    raise BundleError(f"golden row {number}, window {window}: shape {got.shape}, recorded {want.shape}")
+                if not np.isfinite(got).all():
+                    raise BundleError(f"golden row {number}, window {window}: the answer is not finite")
+                differences.append(np.abs(want - got).ravel())
     flat = np.concatenate(differences)
-    recorded = [Predicted(answer.encoded, list(row.logits)) for row, answer in zip(golden, found, strict=True)]
     return Parity(
         reference=reference,
         rows=len(golden),
         windows=sum(len(row.ids) for row in golden),
         max_abs=float(flat.max()),
         mean_abs=float(flat.mean()),
-        label_agreement=agreement(answers_of(recorded, task, pooling), answers_of(found, task, pooling)),
+        label_agreement=agreement(answers_of(recorded, task, joining), answers_of(found, task, joining)),
         tolerance=tolerance,
     )

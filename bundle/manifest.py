@@ -15,8 +15,9 @@ from bundle.errors import ManifestInvalid
 
 SCHEMA: Literal["slipway.bundle/1"] = "slipway.bundle/1"
 
-TaskKind = Literal["single-label", "text-pair", "token-classification"]
-Pooling = Literal["mean", "max", "first", "weighted", "lead", "logit-mean", "confidence"]
+TaskKind = Literal["single-label", "multi-label", "text-pair", "token-classification", "multi-task"]
+Pooling = Literal["mean", "max", "first", "weighted", "lead", "logit-mean", "confidence", "learned"]
+Stitching = Literal["context", "average"]
 DType = Literal["int64", "int32", "float32", "float16"]
 
 
@@ -61,34 +62,73 @@ class Provenance(Frozen):
 class Task(Frozen):
     """What the model answers.
 
-    ``labels`` is in the order of the logits' last axis. For token classification it is the internal BIO scheme:
-    ``O`` first, then ``B-X``, ``I-X`` for every entity type.
+    Attributes:
+        labels: in the order of the last axis of the first output. For token classification it is the internal BIO
+            scheme: ``O`` first, then ``B-X``, ``I-X`` for every entity type.
+        thresholds: of a multi-label task, by label: the score from which a label is given; chosen on dev.
+        token_labels: of a multi-task model, whose ``labels`` are those of its classification head: the internal BIO
+            scheme of its tagging head, in the order of the last axis of the second output.
     """
 
     kind: TaskKind
     labels: tuple[str, ...] = Field(min_length=2)
+    thresholds: tuple[float, ...] = ()
+    token_labels: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from each other")
-        if self.kind == "token-classification":
-            types = [label[2:] for label in self.labels[1::2]]
-            if self.labels != bio_labels(types):
-                raise ValueError("token labels must be O, B-X, I-X, B-Y, I-Y, …")
+        tags = self.tag_labels
+        if tags != (bio_labels([label[2:] for label in tags[1::2]]) if self.tags else ()):
+            raise ValueError("token labels must be O, B-X, I-X, B-Y, I-Y, …")
+        if self.thresholds and (self.kind != "multi-label" or len(self.thresholds) != len(self.labels)):
+            raise ValueError("thresholds are one number for each label of a multi-label task")
         return self
 
     @property
+    def classifies(self) -> bool:
+        """Whether an answer names labels of the whole text."""
+        return self.kind != "token-classification"
+
+    @property
+    def tags(self) -> bool:
+        """Whether an answer names entities."""
+        return self.kind in ("token-classification", "multi-task")
+
+    @property
+    def tag_labels(self) -> tuple[str, ...]:
+        """The internal BIO scheme of whatever tags; empty where nothing does."""
+        return self.labels if self.kind == "token-classification" else self.token_labels
+
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """The labels that a whole text can have; empty for a tagger."""
+        return self.labels if self.classifies else ()
+
+    @property
     def entity_types(self) -> tuple[str, ...]:
-        """The entity types of a tagger, in label order; empty for a classifier."""
-        if self.kind != "token-classification":
-            return ()
-        return tuple(label[2:] for label in self.labels[1::2])
+        """The entity types, in label order; empty where nothing is tagged."""
+        return tuple(label[2:] for label in self.tag_labels[1::2])
 
 
 def bio_labels(types: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """The internal label list of a tagger: ``O`` and a B-/I- pair per entity type."""
     return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
+
+
+class Joining(Frozen):
+    """How the answers of a text's windows become one.
+
+    Attributes:
+        pooling: of a classifier's scores; see `bundle.decode.classify`.
+        weights: of the pooling ``learned``, one for each of `bundle.decode.FEATURES`.
+        stitching: of a tagger's logits; see `bundle.decode.stitch`.
+    """
+
+    pooling: Pooling = "mean"
+    weights: tuple[float, ...] = ()
+    stitching: Stitching = "context"
 
 
 class TextSpec(Frozen):
@@ -99,6 +139,8 @@ class TextSpec(Frozen):
     overlap: int = Field(ge=0, description="tokens that two neighbouring windows share (Hugging Face: stride)")
     max_windows: int = Field(ge=1, description="windows of one text; beyond it a request is refused with 413")
     pooling: Pooling
+    pooling_weights: tuple[float, ...] = Field(default=(), description="of the pooling learned; fitted on dev")
+    stitching: Stitching = Field(default="context", description="how a tagger's windows are joined; chosen on dev")
     pad_id: int
     cls_id: int
     sep_id: int
@@ -109,6 +151,11 @@ class TextSpec(Frozen):
         if self.overlap > (self.max_tokens - 3) // 2:
             raise ValueError(f"overlap {self.overlap} must be at most half of a window of {self.max_tokens} tokens")
         return self
+
+    @property
+    def joining(self) -> Joining:
+        """How the windows' answers become one."""
+        return Joining(pooling=self.pooling, weights=self.pooling_weights, stitching=self.stitching)
 
 
 class Tensor(Frozen):
@@ -122,6 +169,17 @@ class Tensor(Frozen):
 class Signature(Frozen):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+
+def signature_of(task: Task) -> Signature:
+    """The tensors of every graph that answers a task; a multi-task model has two outputs from one forward pass."""
+    free: tuple[int | str, ...] = ("windows", "tokens")
+    inputs = tuple(Tensor(name=name, dtype="int64", shape=free) for name in ("input_ids", "token_type_ids"))
+    shape = (*free, len(task.labels)) if not task.classifies else ("windows", len(task.labels))
+    outputs = [Tensor(name="logits", dtype="float32", shape=shape)]
+    if task.kind == "multi-task":
+        outputs.append(Tensor(name="token_logits", dtype="float32", shape=(*free, len(task.token_labels))))
+    return Signature(inputs=inputs, outputs=tuple(outputs))
 
 
 class Parity(Frozen):

@@ -71,6 +71,43 @@ def entity_scores(gold: Sequence[Sequence[Span]], predicted: Sequence[Sequence[S
     return rows
 
 
+def label_scores(
+    gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]], labels: Sequence[str]
+) -> list[ClassRow]:
+    """Precision, recall and F1 of every label of a multi-label task over its rows, then ``micro``."""
+    hits: Counter[str] = Counter()
+    given: Counter[str] = Counter()
+    wanted: Counter[str] = Counter()
+    for true, answer in zip(gold, found, strict=True):
+        wanted.update(set(true))
+        given.update(set(answer))
+        hits.update(set(true) & set(answer))
+    rows = [_row(label, hits[label], given[label], wanted[label]) for label in labels]
+    rows.append(_row("micro", hits.total(), given.total(), wanted.total()))
+    return rows
+
+
+def best_threshold(scores: npt.NDArray[np.float32], gold: npt.NDArray[np.bool_]) -> float:
+    """The threshold of one label with the best F1: half way between two scores; of equals, the one nearest to 0.5.
+
+    Args:
+        scores: float32 (rows,), 0 to 1.
+        gold: bool (rows,); without a single true one there is nothing to choose by, and 0.5 is returned.
+    """
+    if not gold.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order].astype(np.float64), np.cumsum(gold[order])
+    taken = np.arange(1, len(scores) + 1)
+    f1 = 2 * hits / (taken + int(gold.sum()))
+    following = np.append(ranked[1:], 0.0)
+    apart = ranked > following  # equal scores cannot be parted
+    middles = (ranked + following) / 2
+    places = np.flatnonzero(apart & (f1 >= f1[apart].max() - 1e-12)) if apart.any() else np.array([len(scores) - 1])
+    best = float(middles[places[np.argmin(np.abs(middles[places] - 0.5))]])
+    return min(max(best, 1e-6), 1.0)
+
+
 def _row(label: str, hits: int, found: int, wanted: int) -> ClassRow:
     precision = hits / found if found else 0.0
     recall = hits / wanted if wanted else 0.0

@@ -26,12 +26,23 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled text. A classifier's row has ``label``; a tagger's has ``entities``."""
+    """One labelled text.
+
+    A classifier's row has ``label``, a multi-label one's ``labels`` (which may be none at all), a tagger's
+    ``entities``. A multi-task row has a label, entities, or both: each head learns from the rows that tell it what to
+    say.
+    """
 
     text: str
     label: str | None = None
     pair: str | None = None
     entities: tuple[Entity, ...] | None = None
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def spans(self) -> list[tuple[int, int, str]]:
+        """The entities as (start, end, type)."""
+        return [(item.start, item.end, item.label) for item in self.entities or ()]
 
 
 def row_to_json(row: Row) -> str:
@@ -41,6 +52,8 @@ def row_to_json(row: Row) -> str:
         record["pair"] = row.pair
     if row.label is not None:
         record["label"] = row.label
+    if row.labels is not None:
+        record["labels"] = list(row.labels)
     if row.entities is not None:
         record["entities"] = [[entity.start, entity.end, entity.label] for entity in row.entities]
     return json.dumps(record, ensure_ascii=False)
@@ -61,12 +74,13 @@ def read_rows(path: Path) -> Iterator[Row]:
         for number, line in enumerate(stream, 1):
             try:
                 record = json.loads(line)
-                entities = record.get("entities")
+                entities, labels = record.get("entities"), record.get("labels")
                 row = Row(
                     record["text"],
                     record.get("label"),
                     record.get("pair"),
                     None if entities is None else tuple(Entity(*entity) for entity in entities),
+                    None if labels is None else tuple(labels),
                 )
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RowError(path, number, f"not a row of a bundle: {error}") from error

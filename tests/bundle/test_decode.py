@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bundle.decode import POOLINGS, classify, softmax, spans_of, stitch, tag, tag_path, token_labels
-from bundle.manifest import Task, bio_labels
+from bundle.manifest import Joining, Task, bio_labels
 from tests.bundle.samples import make_encoder
 
 LABELS = bio_labels(["PER", "LOC"])
+MOOD = Task(kind="single-label", labels=("a", "b", "c", "d", "e"))
 TASK = Task(kind="token-classification", labels=LABELS)
 LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(2, 5)), elements=st.floats(-20, 20, width=32))
 
@@ -22,7 +23,7 @@ LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(2, 5)),
 @settings(max_examples=200)
 @given(LOGITS, st.sampled_from(POOLINGS))
 def test_pooled_scores_are_probabilities_and_weights_sum_to_one(logits: np.ndarray, how: str) -> None:
-    answer = classify(logits, np.arange(1, len(logits) + 1), how)  # type: ignore[arg-type]
+    answer = classify(logits, np.arange(1, len(logits) + 1), MOOD, Joining(pooling=how))  # type: ignore[arg-type]
     assert answer.scores.sum() == pytest.approx(1, abs=1e-5)
     assert answer.weights.sum() == pytest.approx(1, abs=1e-5)
     assert answer.label == int(answer.scores.argmax())
@@ -33,9 +34,9 @@ def test_pooled_scores_are_probabilities_and_weights_sum_to_one(logits: np.ndarr
 def test_poolings_do_what_their_names_say() -> None:
     logits = np.array([[4.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=np.float32)
     tokens = np.array([1, 10, 10])
-    labels = {how: classify(logits, tokens, how).label for how in POOLINGS}
+    labels = {how: classify(logits, tokens, MOOD, Joining(pooling=how)).label for how in POOLINGS}
     assert labels["first"] == 0 and labels["weighted"] == 1 and labels["max"] == 0
-    assert classify(logits, tokens, "confidence").weights[0] > 0.6
+    assert classify(logits, tokens, MOOD, Joining(pooling="confidence")).weights[0] > 0.6
 
 
 def legal(path: tuple[int, ...]) -> bool:
