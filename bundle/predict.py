@@ -171,16 +171,18 @@ def scores_of(rows: Sequence[Row], answers: Sequence[Any], task: Task) -> dict[s
 
     accuracy and macro_f1 of a classifier; exact_match (the share of rows with just the right labels), micro_f1 and
     macro_f1 of a multi-label one; precision, recall and f1 (micro) of a tagger. A multi-task model has accuracy and
-    macro_f1 on the rows that have a label, precision, recall and f1 on those that have entities, and mean_f1, the mean
-    of the two.
+    macro_f1 on the rows that have a label, precision, recall and f1 on those that have entities (where there are such
+    rows), and mean_f1, the mean of the two.
 
     Args:
         answers: in the form of `answers_of`, for each row.
     """
     if task.kind == "multi-task":
-        both = [split_answers(rows, answers, head) for head in (0, 1)]
-        scores = _class_scores(*both[0], task) | _span_scores(*both[1])
-        return scores | {"mean_f1": (scores["macro_f1"] + scores["f1"]) / 2}
+        labelled, tagged = (split_answers(rows, answers, head) for head in (0, 1))
+        scores = _class_scores(*labelled, task) if labelled[0] else {}
+        scores |= _span_scores(*tagged) if tagged[0] else {}
+        heads = [scores[name] for name in ("macro_f1", "f1") if name in scores]
+        return scores | ({"mean_f1": sum(heads) / len(heads)} if heads else {})
     if task.tags:
         return _span_scores(rows, answers)
     return _class_scores(rows, answers, task)

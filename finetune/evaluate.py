@@ -13,9 +13,17 @@ import numpy as np
 
 from bundle.decode import POOLINGS
 from bundle.folder import write_atomic
-from bundle.manifest import Pooling, Task
-from bundle.metrics import ClassRow, confusion, entity_scores, per_class
-from bundle.predict import Predicted, metrics_of
+from bundle.manifest import Joining, Pooling, Task
+from bundle.metrics import ClassRow
+from bundle.predict import (
+    Predicted,
+    answers_of,
+    classes_of,
+    confusion_of,
+    metrics_of,
+    scores_of,
+    thresholds_of,
+)
 from bundle.rows import Row
 
 # A bucket with fewer rows says nothing and is left out of the picture.
@@ -27,9 +35,9 @@ class Evaluation:
     """A model on one split.
 
     Attributes:
-        metrics: accuracy and macro_f1, or precision, recall and f1.
-        classes: per class (or entity type) table.
-        table: confusion matrix, int64 (gold, predicted); None for a tagger.
+        metrics: see `bundle.predict.scores_of`.
+        classes: per class (and entity type) table.
+        table: confusion matrix, int64 (gold, predicted); None for a tagger or a multi-label task.
         buckets: the headline metrics of rows by their length in tokens.
     """
 
@@ -60,9 +68,22 @@ class Evaluation:
 def choose_pooling(
     rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, metric: str
 ) -> tuple[Pooling, dict[str, dict[str, float]]]:
-    """The pooling that is best on dev (ties: the one named first in `POOLINGS`), and the scores of all."""
-    scores: dict[str, dict[str, float]] = {how: metrics_of(rows, predicted, task, how) for how in POOLINGS}
+    """The pooling that is best on dev (ties: the one named first in `POOLINGS`), and the scores of all.
+
+    Each pooling of a multi-label task is judged with the thresholds that are best for it.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for how in POOLINGS:
+        joining = Joining(pooling=how)
+        scores[how] = metrics_of(rows, predicted, with_thresholds(rows, predicted, task, joining), joining)
     return max(POOLINGS, key=lambda how: (scores[how][metric], -POOLINGS.index(how))), scores
+
+
+def with_thresholds(rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, joining: Joining) -> Task:
+    """A multi-label task with the thresholds that are best on these rows; any other task as it is."""
+    if task.kind != "multi-label":
+        return task
+    return task.model_copy(update={"thresholds": thresholds_of(rows, predicted, task, joining)})
 
 
 def evaluate(
@@ -70,7 +91,7 @@ def evaluate(
     rows: Sequence[Row],
     predicted: Sequence[Predicted],
     task: Task,
-    pooling: Pooling,
+    joining: Joining,
     buckets: Sequence[int],
     of_rows: int,
 ) -> Evaluation:
@@ -80,33 +101,22 @@ def evaluate(
         buckets: upper ends, in tokens, of the length buckets.
         of_rows: rows of the whole split, of which ``rows`` may be a sample.
     """
-    if task.kind == "token-classification":
-        gold = [[(e.start, e.end, e.label) for e in row.entities or ()] for row in rows]
-        found = [[(e.start, e.end, e.label) for e in answer.tagged(task)] for answer in predicted]
-        classes, table = entity_scores(gold, found), None
-    else:
-        index = {label: number for number, label in enumerate(task.labels)}
-        table = confusion(
-            [index[row.label or ""] for row in rows],
-            [answer.classified(pooling).label for answer in predicted],
-            len(task.labels),
-        )
-        classes = per_class(table, task.labels)
+    answers = answers_of(predicted, task, joining)
     return Evaluation(
         split,
         len(rows),
         of_rows,
         sum(len(answer.encoded.windows) for answer in predicted),
-        pooling,
-        metrics_of(rows, predicted, task, pooling),
-        classes,
-        table,
-        _by_length(rows, predicted, task, pooling, buckets),
+        joining.pooling,
+        scores_of(rows, answers, task),
+        classes_of(rows, answers, task),
+        confusion_of(rows, answers, task),
+        _by_length(rows, predicted, answers, task, buckets),
     )
 
 
 def _by_length(
-    rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, pooling: Pooling, ends: Sequence[int]
+    rows: Sequence[Row], predicted: Sequence[Predicted], answers: Sequence[Any], task: Task, ends: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     result = {}
     edges = [0, *ends, 1 << 62]
@@ -114,7 +124,7 @@ def _by_length(
         chosen = [number for number, answer in enumerate(predicted) if low < answer.encoded.tokens <= high]
         if chosen:
             name = f"≤ {high}" if high < 1 << 62 else f"> {low}"
-            part = metrics_of([rows[n] for n in chosen], [predicted[n] for n in chosen], task, pooling)
+            part = scores_of([rows[n] for n in chosen], [answers[n] for n in chosen], task)
             result[name] = {"rows": float(len(chosen)), **part}
     return result
 
@@ -150,7 +160,9 @@ def show_scores(title: str, scores: dict[str, dict[str, float]], print_: Callabl
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for name, values in scores.items():
-        table.add_row(titles.get(name, name), *(f"{values.get(metric, float('nan')):.3f}" for metric in names))
+        table.add_row(
+            titles.get(name, name), *(f"{values[metric]:.3f}" if metric in values else "–" for metric in names)
+        )
     print_(table)
 
 
@@ -174,9 +186,9 @@ def draw(folder: Path, evaluation: Evaluation, history: Sequence[dict[str, float
     if evaluation.table is not None:
         _draw_confusion(middle, evaluation.table, labels)
     else:
-        _draw_entities(middle, evaluation.classes)
-    metric = "f1" if evaluation.table is None else "accuracy"
-    buckets = {k: v for k, v in evaluation.buckets.items() if v["rows"] >= MIN_BUCKET}
+        _draw_classes(middle, evaluation.classes)
+    metric = next(name for name in ("mean_f1", "accuracy", "micro_f1", "f1") if name in evaluation.metrics)
+    buckets = {k: v for k, v in evaluation.buckets.items() if v["rows"] >= MIN_BUCKET and metric in v}
     places = np.arange(len(buckets))
     right.bar(places, [value[metric] for value in buckets.values()], color="#4c78a8")
     for place, value in zip(places, buckets.values(), strict=True):
@@ -184,7 +196,7 @@ def draw(folder: Path, evaluation: Evaluation, history: Sequence[dict[str, float
     right.set_xticks(places, list(buckets))
     right.set_ylim(0, 1.18)
     right.set_xlabel("tokens in the text")
-    right.set_title(f"{metric} on {evaluation.split} by length")
+    right.set_title(f"{metric.replace('_', ' ')} on {evaluation.split} by length")
     path = folder / "evaluation.png"
     temporary = folder / ".evaluation.tmp.png"
     figure.savefig(temporary, dpi=110)
@@ -200,11 +212,12 @@ def _draw_curve(axes: Any, history: Sequence[dict[str, float]]) -> None:
         axes.plot(*zip(*train, strict=True), label="train loss", color="#4c78a8")
     if dev:
         axes.plot(*zip(*dev, strict=True), "o-", label="dev loss", color="#f58518")
-    names = sorted({key for point in history for key in point if key in ("dev_macro_f1", "dev_f1")})
-    if names:
+    # A model with two heads has all three; the mean of both is what decides.
+    names = ("dev_mean_f1", "dev_macro_f1", "dev_f1")
+    if name := next((name for name in names if any(name in point for point in history)), ""):
         other = axes.twinx()
-        points = [(point["step"], point[names[0]]) for point in history if names[0] in point]
-        other.plot(*zip(*points, strict=True), "s--", color="#54a24b", label=names[0].replace("_", " "))
+        points = [(point["step"], point[name]) for point in history if name in point]
+        other.plot(*zip(*points, strict=True), "s--", color="#54a24b", label=name.replace("_", " "))
         other.set_ylim(0, 1)
         other.legend(loc="upper right")
     axes.set_xlabel("step")
@@ -229,11 +242,11 @@ def _draw_confusion(axes: Any, table: Any, labels: Sequence[str]) -> None:
     axes.set_title("confusion matrix (rows)")
 
 
-def _draw_entities(axes: Any, classes: Sequence[ClassRow]) -> None:
+def _draw_classes(axes: Any, classes: Sequence[ClassRow]) -> None:
     places = np.arange(len(classes))
     for shift, name in enumerate(("precision", "recall", "f1")):
         axes.bar(places + 0.27 * (shift - 1), [getattr(row, name) for row in classes], 0.25, label=name)
     axes.set_xticks(places, [row.label if row.label.isascii() else f"type {n}" for n, row in enumerate(classes)])
     axes.set_ylim(0, 1.05)
     axes.legend(loc="lower right")
-    axes.set_title("entities, strict span match")
+    axes.set_title("by class (entities: strict span match)")

@@ -6,17 +6,16 @@ Reads and splits; trains nothing and imports no Paddle.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.encode import Encoder
 from bundle.errors import DataError
-from bundle.manifest import FileRef, Pooling, Source, Task, TextSpec, bio_labels
+from bundle.manifest import FileRef, Pooling, Source, Task, TaskKind, TextSpec, bio_labels
 from bundle.rows import Row, row_to_json
 from finetune.data.named import load_named
-from finetune.data.readers import ReadReport, read_file
+from finetune.data.readers import Need, ReadReport, read_file
 from finetune.data.splits import deduplicate, sample, split, text_key
 from finetune.model.base import BaseModel, open_base
 from finetune.recipe import Recipe
@@ -55,7 +54,7 @@ def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
         DataError: rows, labels or files that cannot be trained on.
         AssetUnavailable: pip or the hub could not bring something.
     """
-    train, dev, test, labels, source, key = _read(recipe, say, cache)
+    train, dev, test, known, source, key = _read(recipe, say, cache)
     train, dev, test, report = deduplicate(train, dev, test, key=key)
     # Real data holds spam that nobody wants on a screen; the report keeps examples for who asks.
     for sentence in report.sentences(examples=False):
@@ -65,7 +64,7 @@ def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
     seed = recipe.train.seed
     if recipe.data.rows is not None:
         train = sample(train, recipe.data.rows, seed)
-    task = _task(recipe, labels, train, dev, test)
+    task = _task(recipe.task, known, train, dev, test)
     base = open_base(recipe.base.model, recipe.base.licence, cache)
     say(
         f"base model {base.source.name}: {base.family}, {base.config['num_hidden_layers']} layers × "
@@ -116,9 +115,9 @@ def text_spec(recipe: Recipe, base: BaseModel, pooling: Pooling = "mean") -> Tex
 
 def _read(
     recipe: Recipe, say: Say, cache: Path | None
-) -> tuple[list[Row], list[Row], list[Row], tuple[str, ...] | None, Source, Callable[[Row], str]]:
+) -> tuple[list[Row], list[Row], list[Row], _Known, Source, Callable[[Row], str]]:
     data = recipe.data
-    labels: tuple[str, ...] | None = None
+    known = _Known()
     dev: list[Row] | None = None
     test: list[Row] | None = None
     key: Callable[[Row], str] = text_key
@@ -126,19 +125,15 @@ def _read(
         named = load_named(data.dataset, cache, report=say)
         for note in named.notes:
             say(note)
-        train, dev, test, labels, source, key = (
-            named.train,
-            named.dev,
-            named.test,
-            named.labels,
-            named.source,
-            named.key,
-        )
+        train, dev, test, source, key = named.train, named.dev, named.test, named.source, named.key
+        known = _Known(named.labels, named.types)
     else:
         train = _file(recipe, str(data.train), say)
         source = Source(name=Path(str(data.train)).name, licence="the user's own data")
-        dev = _file(recipe, data.dev, say) if isinstance(data.dev, str) else None
-        test = _file(recipe, data.test, say) if isinstance(data.test, str) else None
+        # A label that no row of train has is an error of its row, which can be named while it is read.
+        seen = _Known.of(train)
+        dev = _file(recipe, data.dev, say, seen) if isinstance(data.dev, str) else None
+        test = _file(recipe, data.test, say, seen) if isinstance(data.test, str) else None
     if dev is None or test is None:
         # Copies must go before the split, or one of two lands in train and the other in test.
         train, known_dev, known_test, report = deduplicate(train, dev or [], test or [], key=key)
@@ -153,16 +148,43 @@ def _read(
         train = shares.train
         dev = known_dev if dev is not None else shares.dev
         test = known_test if test is not None else shares.test
-    return train, dev, test, labels, source, key
+    return train, dev, test, known, source, key
 
 
 def _share(value: str | float | int | None, default: float) -> float | int:
     return default if value is None or isinstance(value, str) else value
 
 
-def _file(recipe: Recipe, path: str, say: Say) -> list[Row]:
+@dataclass(frozen=True)
+class _Known:
+    """Label names and entity types, in order; empty where nothing is known of them."""
+
+    labels: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> _Known:
+        """All that stand in some rows, sorted."""
+        labels: set[str] = set()
+        types: set[str] = set()
+        for row in rows:
+            labels.update(row.labels or ())
+            labels.update(() if row.label is None else (row.label,))
+            types.update(entity.label for entity in row.entities or ())
+        return cls(tuple(sorted(labels)), tuple(sorted(types)))
+
+
+NEEDS: dict[TaskKind, Need] = {
+    "single-label": "label",
+    "multi-label": "labels",
+    "text-pair": "label",
+    "token-classification": "entities",
+    "multi-task": "label or entities",
+}
+
+
+def _file(recipe: Recipe, path: str, say: Say, known: _Known | None = None) -> list[Row]:
     data, report = recipe.data, ReadReport()
-    tagger = recipe.task == "token-classification"
     rows = list(
         read_file(
             path,
@@ -172,9 +194,12 @@ def _file(recipe: Recipe, path: str, say: Say) -> list[Row]:
             label=data.label,
             pair=data.pair,
             entities=data.entities,
+            separator=data.separator,
             policy=data.on_bad_row,
+            labels=known.labels if known and known.labels else None,
+            types=known.types if known and known.types else None,
             report=report,
-            require="entities" if tagger else "label",
+            require=NEEDS[recipe.task],
         )
     )
     for sentence in report.sentences():
@@ -182,25 +207,30 @@ def _file(recipe: Recipe, path: str, say: Say) -> list[Row]:
     return rows
 
 
-def _task(recipe: Recipe, labels: tuple[str, ...] | None, *splits: Iterable[Row]) -> Task:
-    """Label names in a fixed order: as the data set lists them, else sorted."""
-    train = list(splits[0])
+def _task(kind: TaskKind, known: _Known, train: list[Row], dev: list[Row], test: list[Row]) -> Task:
+    """Label names in a fixed order: as the data set lists them, else sorted.
+
+    Raises:
+        DataError: too few labels, or one that stands in dev or test alone.
+    """
     if not train:
         raise DataError("no rows are left to train on")
-    if recipe.task == "token-classification":
-        types = labels or tuple(sorted({entity.label for row in train for entity in row.entities or ()}))
-        if not types:
-            raise DataError("no row of train has an entity")
-        return Task(kind=recipe.task, labels=bio_labels(types))
-    counts = Counter(row.label or "" for row in train)
-    names = labels or tuple(sorted(counts))
-    if len(names) < 2:
-        raise DataError(f"train has only the label {names[0]!r}; a classifier needs two")
-    for rows in splits[1:]:
-        for row in rows:
-            if row.label not in counts:
-                raise DataError(f"label {row.label!r} stands in dev or test but in no row of train")
-    return Task(kind=recipe.task, labels=tuple(names))
+    seen = _Known.of(train)
+    for name, rows in (("dev", dev), ("test", test)):
+        other = _Known.of(rows)
+        for what, here, there in (("label", other.labels, seen.labels), ("entity type", other.types, seen.types)):
+            if missing := sorted(set(here) - set(there)):
+                raise DataError(f"{what} {missing[0]!r} stands in {name} but in no row of train")
+    labels, types = known.labels or seen.labels, known.types or seen.types
+    tags = kind in ("token-classification", "multi-task")
+    if tags and not types:
+        raise DataError("no row of train has an entity")
+    if kind == "token-classification":
+        return Task(kind=kind, labels=bio_labels(types))
+    if len(labels) < 2:
+        only = f"only the label {labels[0]!r}" if labels else "no label"
+        raise DataError(f"train has {only}; a classifier needs two")
+    return Task(kind=kind, labels=labels, token_labels=bio_labels(types) if tags else ())
 
 
 def _checksum(splits: tuple[list[Row], ...]) -> str:

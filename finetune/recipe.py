@@ -44,6 +44,9 @@ class Data(Strict):
     label: str | int = "label"
     pair: str | int | None = None
     entities: str = "entities"
+    separator: str = Field(
+        default="|", min_length=1, description="what parts the labels of a multi-label row where they are one string"
+    )
     on_bad_row: Literal["error", "skip"] = "error"
     rows: int | None = Field(default=None, ge=2, description="train on a stratified sample of this many rows")
     dev_rows: int | None = Field(default=None, ge=2, description="measure dev on a stratified sample of this many rows")
@@ -116,7 +119,9 @@ class Train(Strict):
     amp: Literal["off", "fp16", "bf16"] = Field(default="off", description="mixed precision; needs a GPU")
     eval_every: float = Field(default=0.25, gt=0, le=1, description="share of the run between two dev evaluations")
     patience: int = Field(default=3, ge=1, description="dev evaluations without a better score before the run stops")
-    metric: Literal["accuracy", "macro_f1", "f1"] | None = Field(default=None, description="what best means on dev")
+    metric: Literal["accuracy", "macro_f1", "micro_f1", "exact_match", "f1", "mean_f1"] | None = Field(
+        default=None, description="what best means on dev"
+    )
     watch_rows: int = Field(default=200, ge=2, description="dev rows measured while training; all of dev at the end")
     watch_windows: int = Field(default=4, ge=1, description="windows of a watched row that are read, from its start")
     seed: int = 13
@@ -142,10 +147,19 @@ class Recipe(Strict):
     train: Train = Train()
     export: Export = Export()
 
+    @model_validator(mode="after")
+    def _pairs_have_two_sides(self) -> Self:
+        if self.task == "text-pair" and self.data.dataset is None and self.data.pair is None:
+            raise ValueError("a text-pair recipe needs data.pair, the column or key of the second text")
+        if self.task != "text-pair" and self.data.pair is not None:
+            raise ValueError(f"data.pair is for text-pair recipes; a {self.task} recipe reads single texts")
+        return self
+
     @property
     def metric(self) -> str:
         """The dev metric that decides which checkpoint is best."""
-        return self.train.metric or ("f1" if self.task == "token-classification" else "macro_f1")
+        usual = {"token-classification": "f1", "multi-task": "mean_f1"}
+        return self.train.metric or usual.get(self.task, "macro_f1")
 
     def checksum(self) -> str:
         """sha256 of what decides the run, independent of comments, layout and the words that explain it."""

@@ -17,9 +17,7 @@ from bundle.manifest import (
     Pooling,
     Provenance,
     Quality,
-    Signature,
-    Task,
-    Tensor,
+    signature_of,
 )
 from bundle.predict import Predicted
 from bundle.rows import Row, write_rows
@@ -79,7 +77,7 @@ def save(
         made=_provenance(prepared, form),
         task=prepared.task,
         text=spec,
-        signature=signature(prepared.task),
+        signature=signature_of(prepared.task),
         scores=scores,
         golden=_refer(folder, "golden.jsonl"),
         splits={name: _refer(folder, f"splits/{name}.jsonl") for name in ("dev", "test", "calibration")},
@@ -95,6 +93,8 @@ def save(
                 details={
                     "max_drop": prepared.recipe.export.max_drop,
                     "min_agreement": prepared.recipe.export.min_agreement,
+                    # What the recipe asks for: "auto" lets export choose again, on more rows.
+                    "pooling": prepared.recipe.text.pooling,
                 },
             )
         },
@@ -107,16 +107,6 @@ def save(
     folder.rename(root)
     shutil.rmtree(old, ignore_errors=True)
     return Bundle(root, manifest)
-
-
-def signature(task: Task) -> Signature:
-    """The tensors of every graph that is made from this bundle."""
-    inputs = tuple(
-        Tensor(name=name, dtype="int64", shape=("windows", "tokens")) for name in ("input_ids", "token_type_ids")
-    )
-    count = len(task.labels)
-    shape = ("windows", "tokens", count) if task.kind == "token-classification" else ("windows", count)
-    return Signature(inputs=inputs, outputs=(Tensor(name="logits", dtype="float32", shape=shape),))
 
 
 def _refer(folder: Path, file: str) -> FileRef:
@@ -136,7 +126,7 @@ def _golden_rows(rows: list[Row], predicted: list[Predicted]) -> list[Row]:
     chosen = [fit[round(k * (len(fit) - 1) / max(half - 1, 1))] for k in range(half)]
     by_gold: dict[object, list[int]] = {}
     for number in fit:
-        by_gold.setdefault(rows[number].label or bool(rows[number].entities), []).append(number)
+        by_gold.setdefault(_kind(rows[number]), []).append(number)
     queues = list(by_gold.values())
     turn = 0
     while len(set(chosen)) < min(GOLDEN_ROWS, len(fit)) and any(queues):
@@ -145,6 +135,11 @@ def _golden_rows(rows: list[Row], predicted: list[Predicted]) -> list[Row]:
         if queue:
             chosen.append(queue.pop(len(queue) // 2))
     return [rows[number] for number in dict.fromkeys(chosen)]
+
+
+def _kind(row: Row) -> object:
+    """What a row shows: its label, its labels, or whether it has entities."""
+    return row.label or (row.labels if row.labels is not None else bool(row.entities))
 
 
 def _provenance(prepared: Prepared, form: str) -> Provenance:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from bundle.decode import token_labels
+from bundle.decode import FloatArray, token_labels
 from bundle.encode import Encoded, Encoder, IntArray
 from bundle.folder import write_atomic
-from bundle.manifest import Pooling
+from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, Progress, encode_rows, metrics_of, predict
 from bundle.rows import Row
 from finetune.batches import Item, plan
@@ -32,7 +32,7 @@ from finetune.prepare import Prepared, Say
 EVAL_TOKENS = 4096
 IGNORED = -100
 # While training, windows of a watched row are pooled by this; which pooling is best is decided at the end.
-WATCH_POOLING: Pooling = "mean"
+WATCH_JOINING = Joining(pooling="mean")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def train(prepared: Prepared, run: Path, say: Say) -> Trained:
     checkpoint = _checkpoint(prepared, run, say)
     # The guard makes parameter names repeat, so that a second model in one process finds its optimizer state again.
     with paddle.utils.unique_name.guard():
-        model = prepared.base.build(prepared.task.kind, len(prepared.task.labels), recipe.train.dropout)
+        model = prepared.base.build(prepared.task, recipe.train.dropout)
         frozen = freeze(model, prepared)
         if frozen:
             say(f"frozen: {frozen}")
@@ -121,9 +121,11 @@ def predict_rows(
     """
     import paddle
 
-    def forward(ids: IntArray, types: IntArray) -> Any:
+    def forward(ids: IntArray, types: IntArray) -> list[Any]:
         with paddle.no_grad():
-            return model(paddle.to_tensor(ids), token_type_ids=paddle.to_tensor(types)).numpy().astype(np.float32)
+            outputs = model(paddle.to_tensor(ids), token_type_ids=paddle.to_tensor(types))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [logits.numpy().astype(np.float32) for logits in outputs]
 
     was_training = model.training
     model.eval()
@@ -165,56 +167,112 @@ class _Windows:
 
     def __init__(self, prepared: Prepared, encoded: list[Encoded]) -> None:
         self.prepared, self.encoded = prepared, encoded
-        self.tagger = prepared.task.kind == "token-classification"
-        index = {label: number for number, label in enumerate(prepared.task.labels)}
-        if self.tagger:
-            self.gold: list[Any] = [
-                token_labels(item, [(e.start, e.end, e.label) for e in row.entities or ()], prepared.task)
-                for item, row in zip(encoded, prepared.train, strict=True)
-            ]
-        else:
-            self.gold = [index[row.label or ""] for row in prepared.train]
+        task = prepared.task
+        # Per row, what its classification and its tagging head should say; None where the row does not tell.
+        self.classes = [class_target(row, task) for row in prepared.train] if task.classifies else None
+        self.tags = [tag_target(item, row, task) for item, row in zip(encoded, prepared.train, strict=True)]
 
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, item: Item) -> tuple[IntArray, IntArray, Any]:
+    def __getitem__(self, item: Item) -> tuple[IntArray, IntArray, Any, Any]:
         row, window = item
         encoded = self.encoded[row]
         inputs = self.prepared.encoder.row(encoded, window)
-        if not self.tagger:
-            return inputs.ids, inputs.types, self.gold[row]
-        labels = np.full(len(inputs.ids), IGNORED, dtype=np.int64)
-        place = encoded.windows[window]
-        labels[inputs.content] = self.gold[row][place.first : place.last]
-        return inputs.ids, inputs.types, labels
+        tags = np.full(len(inputs.ids), IGNORED, dtype=np.int64)
+        gold = self.tags[row]
+        if gold is not None:
+            place = encoded.windows[window]
+            tags[inputs.content] = gold[place.first : place.last]
+        return inputs.ids, inputs.types, self.classes[row] if self.classes else None, tags
 
-    def collate(self, items: list[tuple[IntArray, IntArray, Any]]) -> dict[str, Any]:
-        """int64 input_ids and token_type_ids (batch, longest); labels (batch,) or (batch, longest)."""
-        longest = max(len(ids) for ids, _, _ in items)
-        ids = np.full((len(items), longest), self.prepared.encoder.spec.pad_id, dtype=np.int64)
-        types = np.zeros((len(items), longest), dtype=np.int64)
-        labels = np.full((len(items), longest) if self.tagger else (len(items),), IGNORED, dtype=np.int64)
-        for place, (own, kinds, gold) in enumerate(items):
-            ids[place, : len(own)] = own
-            types[place, : len(own)] = kinds
-            if self.tagger:
-                labels[place, : len(own)] = gold
-            else:
-                labels[place] = gold
-        return {"input_ids": ids, "token_type_ids": types, "labels": labels}
+    def collate(self, items: list[tuple[IntArray, IntArray, Any, Any]]) -> dict[str, Any]:
+        """What one step reads.
+
+        int64 input_ids and token_type_ids (batch, longest); labels int64 (batch,), or float32 (batch, labels) of a
+        multi-label task; token_labels int64 (batch, longest). `IGNORED` where a row does not tell.
+        """
+        longest = max(len(ids) for ids, *_ in items)
+        task = self.prepared.task
+        batch = {
+            "input_ids": np.full((len(items), longest), self.prepared.encoder.spec.pad_id, dtype=np.int64),
+            "token_type_ids": np.zeros((len(items), longest), dtype=np.int64),
+        }
+        if task.tags:
+            batch["token_labels"] = np.full((len(items), longest), IGNORED, dtype=np.int64)
+        for place, (own, kinds, _, tags) in enumerate(items):
+            batch["input_ids"][place, : len(own)] = own
+            batch["token_type_ids"][place, : len(own)] = kinds
+            if task.tags:
+                batch["token_labels"][place, : len(own)] = tags
+        if task.classifies:
+            batch["labels"] = np.array([IGNORED if gold is None else gold for _, _, gold, _ in items])
+        return batch
+
+
+def class_target(row: Row, task: Task) -> Any:
+    """What the classification head should say of a row: a label's index, or float32 (labels,) of 0 and 1; or None."""
+    if task.kind == "multi-label":
+        return np.array([label in (row.labels or ()) for label in task.labels], dtype=np.float32)
+    return None if row.label is None else task.labels.index(row.label)
+
+
+def tag_target(encoded: Encoded, row: Row, task: Task) -> IntArray | None:
+    """What the tagging head should say of a row's tokens: int64 (tokens,); None without entities or such a head."""
+    if not task.tags or row.entities is None:
+        return None
+    return token_labels(encoded, row.spans, task)
 
 
 def class_weights(rows: list[Row], prepared: Prepared) -> list[float] | None:
-    """Loss weight of each class: (mean count / count) ** class_balance, scaled to a mean of 1 over the rows."""
-    exponent = prepared.recipe.train.class_balance
-    if not exponent or prepared.task.kind == "token-classification":
+    """Loss weight of each class: (mean count / count) ** class_balance, scaled to a mean of 1 over the rows.
+
+    Of a multi-label task: the weight of a label's positive rows, (negative rows / positive rows) ** class_balance.
+    """
+    exponent, task = prepared.recipe.train.class_balance, prepared.task
+    if not exponent or not task.classifies:
         return None
-    counts = Counter(row.label or "" for row in rows)
-    sizes = np.array([max(counts[label], 1) for label in prepared.task.labels], dtype=np.float64)
+    if task.kind == "multi-label":
+        given = Counter(label for row in rows for label in row.labels or ())
+        positive = np.array([max(given[label], 1) for label in task.labels], dtype=np.float64)
+        return [float(value) for value in (np.maximum(len(rows) - positive, 1) / positive) ** exponent]
+    counts = Counter(row.label for row in rows if row.label is not None)
+    sizes = np.array([max(counts[label], 1) for label in task.labels], dtype=np.float64)
     weights = (sizes.mean() / sizes) ** exponent
     scaled = weights * sizes.sum() / (weights * sizes).sum()
     return [float(value) for value in scaled]
+
+
+def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight: Any) -> Any:
+    """The training loss of a batch.
+
+    Cross-entropy of a classifier and of a tagger's tokens; binary cross-entropy of a multi-label task. A multi-task
+    model's is the sum of its heads', each over the rows that tell it something and weighed by their share in the batch,
+    so that a lonely row of one kind counts no more than its neighbours.
+
+    Args:
+        outputs: the model's, in the order of the signature.
+        weight: float32 (labels,) from `class_weights`, or None.
+    """
+    import paddle
+
+    functional = paddle.nn.functional
+    if task.kind == "multi-label":
+        return functional.binary_cross_entropy_with_logits(
+            outputs[0].astype("float32"), inputs["labels"], pos_weight=weight
+        )
+
+    def entropy(logits: Any, gold: Any, weight: Any = None) -> Any:
+        flat = logits.reshape([-1, logits.shape[-1]]).astype("float32")
+        return functional.cross_entropy(flat, gold.reshape([-1]), weight=weight, ignore_index=IGNORED)
+
+    if task.kind != "multi-task":
+        return entropy(outputs[0], inputs["labels" if task.classifies else "token_labels"], weight)
+    labelled = (inputs["labels"] != IGNORED).astype("float32").mean()
+    tagged = (inputs["token_labels"] != IGNORED).any(axis=1).astype("float32").mean()
+    return labelled * entropy(outputs[0], inputs["labels"], weight) + tagged * entropy(
+        outputs[1], inputs["token_labels"]
+    )
 
 
 def _trainer(
@@ -279,19 +337,14 @@ def _trainer(
             )
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
-            labels = inputs["labels"]
-            logits = model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
-            loss = paddle.nn.functional.cross_entropy(
-                logits.reshape([-1, logits.shape[-1]]).astype("float32"),
-                labels.reshape([-1]),
-                weight=loss_weight,
-                ignore_index=IGNORED,
-            )
-            return (loss, logits) if return_outputs else loss
+            outputs = model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            loss = loss_of(outputs, inputs, prepared.task, loss_weight)
+            return (loss, outputs) if return_outputs else loss
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             predicted = predict_rows(self.model, prepared.dev_watch, prepared, windows=settings.watch_windows)
-            scores = metrics_of(prepared.dev_watch, predicted, prepared.task, WATCH_POOLING)
+            scores = metrics_of(prepared.dev_watch, predicted, prepared.task, WATCH_JOINING)
             metrics = {f"eval_{name}": value for name, value in scores.items()}
             metrics["eval_loss"] = dev_loss(prepared, predicted)
             self.log(metrics)
@@ -334,20 +387,28 @@ class _Planned:
 
 
 def dev_loss(prepared: Prepared, predicted: list[Predicted]) -> float:
-    """Mean cross-entropy over the watched rows' windows (taggers: over their tokens)."""
-    losses: list[float] = []
-    index = {label: number for number, label in enumerate(prepared.task.labels)}
+    """Mean loss over the watched rows' windows (taggers: over their tokens); of two heads the sum of both means."""
+    task = prepared.task
+    heads: list[list[float]] = [[], []]
     for row, answer in zip(prepared.dev_watch, predicted, strict=True):
-        logits = np.concatenate([np.atleast_2d(values) for values in answer.logits]).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        if prepared.task.kind == "token-classification":
-            gold = token_labels(answer.encoded, [(e.start, e.end, e.label) for e in row.entities or ()], prepared.task)
-            places = np.concatenate([gold[w.first : w.last] for w in answer.encoded.windows])
-        else:
-            places = np.full(len(logits), index[row.label or ""])
-        losses.append(float(-log_probabilities[np.arange(len(places)), places].mean()))
-    return float(np.mean(losses))
+        target = class_target(row, task) if task.classifies else None
+        if target is not None:
+            heads[0].append(_entropy(np.stack(answer.logits), target))
+        tags = tag_target(answer.encoded, row, task)
+        if tags is not None:
+            places = np.concatenate([tags[w.first : w.last] for w in answer.encoded.windows])
+            heads[1].append(_entropy(np.concatenate(answer.outputs[-1]), places))
+    return float(sum(np.mean(losses) for losses in heads if losses))
+
+
+def _entropy(logits: FloatArray, gold: Any) -> float:
+    """Mean cross-entropy; binary where ``gold`` is float32 (labels,) and not an index or an array of them."""
+    values = logits.astype(np.float64)
+    if isinstance(gold, np.ndarray) and gold.dtype == np.float32:
+        return float((np.logaddexp(0, values) - values * gold).mean())
+    values -= values.max(axis=1, keepdims=True)
+    log_probabilities = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return float(-log_probabilities[np.arange(len(values)), gold].mean())
 
 
 def _schedule(kind: str, rate: float, warmup: float, updates: int) -> Any:
@@ -373,7 +434,7 @@ def _optimizer(model: Any, prepared: Prepared, scheduler: Any) -> Any:
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             continue
-        (head if name.startswith("classifier") else encoder).append(parameter)
+        (head if name.startswith(("classifier", "token_classifier")) else encoder).append(parameter)
         if not any(part in name for part in ("bias", "norm")):
             decayed.add(parameter.name)
     ratio = (settings.head_learning_rate or settings.learning_rate) / settings.learning_rate

@@ -34,6 +34,8 @@ Policy = Literal["error", "skip"]
 Scheme = Literal["BIO", "IOB1", "BMES", "BIOES"]
 # A column's name, or its number (from 0) in a file without a header line.
 Column = str | int
+# What every row must tell: one label, any number of labels, entities, or a label or entities (or both).
+Need = Literal["label", "labels", "entities", "label or entities"]
 
 SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
@@ -98,11 +100,13 @@ def read_file(
     label: Column = "label",
     pair: Column | None = None,
     entities: str = "entities",
+    separator: str = "|",
     policy: Policy = "error",
     labels: Sequence[str] | None = None,
+    types: Sequence[str] | None = None,
     report: ReadReport | None = None,
     scheme: Scheme | None = None,
-    require: Literal["label", "entities"] | None = None,
+    require: Need = "label or entities",
 ) -> Iterator[Row]:
     """Reads a file of labelled rows, one row at a time.
 
@@ -113,12 +117,14 @@ def read_file(
         text, label, pair: the columns of csv and tsv (by name, or all by number in a file without a header line) or
             the keys of JSON objects.
         entities: the key of a JSON object's entities: a list of ``[start, end, type]`` or of objects with the keys
-            start, end and label; offsets in code points, end-exclusive. An object needs a label or entities.
+            start, end and label; offsets in code points, end-exclusive.
+        separator: what parts the labels of a row of many labels where they stand in one string; a JSON object may
+            hold a list instead. An empty string or list is a row to which no label applies.
         policy: ``error`` ends at the first bad row; ``skip`` leaves it out and lists it in ``report``.
-        labels: the labels (or entity types) that are allowed; any when None.
+        labels, types: the labels and the entity types that are allowed; any when None.
         report: filled while rows are taken.
         scheme: the tag scheme of a CoNLL file; found out when None.
-        require: what every row of a JSON or JSONL file must have; either will do when None.
+        require: what every row must tell; ``labels`` reads the label column as any number of labels.
 
     Yields:
         rows; the text is given as it stands in the file, so that offsets hold.
@@ -136,9 +142,9 @@ def read_file(
         str(path),
         format=format or _format_of(path),
         encoding=encoding,
-        columns=_Columns(text, label, pair, entities, require),
+        columns=_Columns(text, label, pair, entities, separator if require == "labels" else None),
+        rule=_Rule.of(require, labels, types),
         policy=policy,
-        labels=labels,
         report=report,
         scheme=scheme,
     )
@@ -149,7 +155,7 @@ def read_conll_bytes(
     file: str,
     *,
     policy: Policy = "error",
-    labels: Sequence[str] | None = None,
+    types: Sequence[str] | None = None,
     report: ReadReport | None = None,
     scheme: Scheme | None = None,
 ) -> Iterator[Row]:
@@ -160,8 +166,8 @@ def read_conll_bytes(
         format="conll",
         encoding=None,
         columns=_Columns("text", "label", None, "entities", None),
+        rule=_Rule.of("entities", None, types),
         policy=policy,
-        labels=labels,
         report=report,
         scheme=scheme,
     )
@@ -173,7 +179,20 @@ class _Columns:
     label: Column
     pair: Column | None
     entities: str
-    require: Literal["label", "entities"] | None
+    separator: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a row must tell, and the labels and entity types it may use (any where None)."""
+
+    need: Need
+    labels: frozenset[str] | None
+    types: frozenset[str] | None
+
+    @classmethod
+    def of(cls, need: Need, labels: Sequence[str] | None, types: Sequence[str] | None) -> _Rule:
+        return cls(need, None if labels is None else frozenset(labels), None if types is None else frozenset(types))
 
 
 class _Line(NamedTuple):
@@ -196,8 +215,8 @@ def _read(
     format: Format,
     encoding: str | None,
     columns: _Columns,
+    rule: _Rule,
     policy: Policy,
-    labels: Sequence[str] | None,
     report: ReadReport | None,
     scheme: Scheme | None,
 ) -> Iterator[Row]:
@@ -206,8 +225,9 @@ def _read(
     seen = report if report is not None else ReadReport()
     seen.file, seen.format = file, format
     seen.encoding = _check_encoding(encoding, file) if encoding else _detect_encoding(open_file, file)
-    allowed = None if labels is None else frozenset(labels)
     if format in ("csv", "tsv"):
+        if rule.need == "entities":
+            raise DataError(f"{file}: a {format} file holds no entities; use CoNLL or JSONL")
         found = _tabular(open_file, file, seen.encoding, columns, tabs=format == "tsv")
     elif format == "jsonl":
         found = _jsonl(open_file, seen.encoding, columns)
@@ -219,15 +239,13 @@ def _read(
         found = _conll(open_file, seen.encoding, seen.scheme, spaced)
     else:
         raise DataError(f"{file}: format {format!r} is none of {', '.join(get_args(Format))}")
-    return _judged(found, file, policy, allowed, seen)
+    return _judged(found, file, policy, rule, seen)
 
 
-def _judged(
-    found: Iterable[_Found], file: str, policy: Policy, allowed: frozenset[str] | None, seen: ReadReport
-) -> Iterator[Row]:
+def _judged(found: Iterable[_Found], file: str, policy: Policy, rule: _Rule, seen: ReadReport) -> Iterator[Row]:
     """Lets good rows through; raises or counts the others."""
     for line, outcome in found:
-        reason = outcome if isinstance(outcome, str) else _fault(outcome, allowed)
+        reason = outcome if isinstance(outcome, str) else _fault(outcome, rule)
         if not reason:
             seen.rows += 1
             yield cast(Row, outcome)
@@ -240,7 +258,7 @@ def _judged(
             seen.skipped.append(error)
 
 
-def _fault(row: Row, allowed: frozenset[str] | None) -> str:
+def _fault(row: Row, rule: _Rule) -> str:
     """Why a row cannot be used, or the empty string."""
     for name, value in (("text", row.text), ("pair", row.pair)):
         if value is None:
@@ -253,11 +271,17 @@ def _fault(row: Row, allowed: frozenset[str] | None) -> str:
             return f"{name} has {len(value):,} characters; the limit is {MAX_FIELD:,}"
         if lone := re.search("[\ud800-\udfff]", value):
             return f"{name} holds a lone surrogate at {lone.start()}"
-    if row.label is not None:
-        if not row.label:
+    told = {"label": row.label is not None, "labels": row.labels is not None, "entities": row.entities is not None}
+    if not any(told[need] for need in rule.need.split(" or ")):
+        return f"the row has no {rule.need}"
+    given = [row.label] if row.label is not None else list(row.labels or ())
+    for number, label in enumerate(given):
+        if not label:
             return "label is empty"
-        if allowed is not None and row.entities is None and row.label not in allowed:
-            return f"label {row.label!r} is none of {_few(allowed)}"
+        if label in given[:number]:
+            return f"label {label!r} is given twice"
+        if rule.labels is not None and label not in rule.labels:
+            return f"label {label!r} is none of {_few(rule.labels)}"
     end = 0
     for entity in sorted(row.entities or (), key=lambda item: item.start):
         where = f"entity {entity.start}–{entity.end}"
@@ -267,8 +291,8 @@ def _fault(row: Row, allowed: frozenset[str] | None) -> str:
             return f"{where} overlaps the one before it, which ends at {end}"
         if not entity.label:
             return f"{where} has no type"
-        if allowed is not None and entity.label not in allowed:
-            return f"entity type {entity.label!r} is none of {_few(allowed)}"
+        if rule.types is not None and entity.label not in rule.types:
+            return f"entity type {entity.label!r} is none of {_few(rule.types)}"
         end = entity.end
     return ""
 
@@ -365,11 +389,17 @@ def _tabular(open_file: _Open, file: str, encoding: str, columns: _Columns, *, t
         raise DataError(f"{file}: give all columns by name, or all by number (a file without a header line)")
     if any(isinstance(column, int) and column < 0 for column in wanted):
         raise DataError(f"{file}: column numbers count from 0")
-    return _table_rows(_records(open_file, encoding, tabs), file, wanted, by_number=all(numbered))
+    records = _records(open_file, encoding, tabs)
+    return _table_rows(records, file, wanted, columns.separator, by_number=all(numbered))
 
 
 def _table_rows(
-    records: Iterator[tuple[int, list[str] | str]], file: str, wanted: list[Column], *, by_number: bool
+    records: Iterator[tuple[int, list[str] | str]],
+    file: str,
+    wanted: list[Column],
+    separator: str | None,
+    *,
+    by_number: bool,
 ) -> Iterator[_Found]:
     places: list[int] | None = [int(column) for column in wanted] if by_number else None
     width: int | None = None
@@ -387,7 +417,16 @@ def _table_rows(
             yield line, f"{len(record)} columns where {width} are expected"
             continue
         values = [record[place] for place in places]
-        yield (line, Row(values[0], values[1].strip(), values[2] if len(values) > 2 else None))
+        pair = values[2] if len(values) > 2 else None
+        if separator is None:
+            yield line, Row(values[0], values[1].strip(), pair)
+        else:
+            yield line, Row(values[0], None, pair, labels=_parted(values[1], separator))
+
+
+def _parted(labels: str, separator: str) -> tuple[str, ...]:
+    """The labels that stand in one string; none in an empty one."""
+    return tuple(label.strip() for label in labels.split(separator)) if labels.strip() else ()
 
 
 def _header_places(file: str, line: int, header: list[str], wanted: list[Column]) -> list[int]:
@@ -542,16 +581,19 @@ def _object_row(value: object, columns: _Columns) -> Row | str:
         if not isinstance(part, str):
             return f"{column} must be a string, found {_kind(part)}"
         texts.append(part)
-    label = value.get(columns.label)
+    label, labels = value.get(columns.label), None
+    if columns.separator is not None:
+        if columns.label not in value:
+            return f"there is no {columns.label!r}"
+        parted = _labels_of(label, columns.separator)
+        if parted is None:
+            return f"{columns.label} must be a list of labels, or a string of them, found {_kind(label)}"
+        label, labels = None, parted
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     if label is not None and not isinstance(label, str):
         return f"{columns.label} must be a string or a whole number, found {_kind(label)}"
     listed = value.get(columns.entities)
-    if label is None and (columns.require == "label" or (listed is None and columns.require is None)):
-        return f"there is no {columns.label!r}" + ("" if columns.require else f" and no {columns.entities!r}")
-    if listed is None and columns.require == "entities":
-        return f"there is no {columns.entities!r}"
     entities: tuple[Entity, ...] | None = None
     if listed is not None:
         if not isinstance(listed, list):
@@ -560,7 +602,18 @@ def _object_row(value: object, columns: _Columns) -> Row | str:
         if None in made:
             return f"{columns.entities}[{made.index(None)}] must be [start, end, type] or have start, end and label"
         entities = tuple(sorted((item for item in made if item), key=lambda item: item.start))
-    return Row(texts[0] or "", None if label is None else label.strip(), texts[1], entities)
+    return Row(texts[0] or "", None if label is None else label.strip(), texts[1], entities, labels)
+
+
+def _labels_of(value: object, separator: str) -> tuple[str, ...] | None:
+    """A JSON value as the labels of a row; None if it cannot be."""
+    if isinstance(value, str):
+        return _parted(value, separator)
+    if not isinstance(value, list):
+        return None
+    if not all(isinstance(item, str) or type(item) is int for item in value):
+        return None
+    return tuple(str(item).strip() for item in value)
 
 
 def _entity(item: object) -> Entity | None:

@@ -28,9 +28,11 @@ def text_key(row: Row) -> str:
 
 
 def stratum_of(row: Row) -> str:
-    """What rows are stratified by: the label; for a tagger the set of its entity types."""
+    """What rows are stratified by: the label, or the set of labels; for a tagger the set of its entity types."""
     if row.label is not None:
         return row.label
+    if row.labels is not None:
+        return "+".join(sorted(row.labels)) or "(no label)"
     return "+".join(sorted({entity.label for entity in row.entities or ()})) or "(no entity)"
 
 
@@ -311,6 +313,6 @@ def _first_copies(rows: Sequence[Row], key: Key, name: str, report: DuplicateRep
 def _gold(row: Row) -> object:
     """A row's answer, comparable between copies that differ in outer white space."""
     if row.entities is None:
-        return row.label
+        return row.label if row.labels is None else tuple(sorted(row.labels))
     lead = len(row.text) - len(row.text.lstrip())
     return row.label, tuple(sorted((item.start - lead, item.end - lead, item.label) for item in row.entities))

@@ -21,8 +21,9 @@ import numpy.typing as npt
 from bundle.encode import load_tokenizer, wordpiece_tokenizer
 from bundle.errors import AssetUnavailable, DataError
 from bundle.folder import write_atomic
-from bundle.manifest import Source, TaskKind
+from bundle.manifest import Source, Task, TaskKind
 from finetune.machine import quiet_paddle
+from finetune.model.two_heads import two_heads
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -84,8 +85,10 @@ class BaseModel:
     source: Source
 
     def architecture(self, task: TaskKind) -> str:
-        """The PaddleNLP class of this encoder with the head of a task."""
-        head = "TokenClassification" if task == "token-classification" else "SequenceClassification"
+        """The PaddleNLP class of this encoder with the head of a task; of two heads, the class of `two_heads`."""
+        head = {"token-classification": "TokenClassification", "multi-task": "MultiTask"}.get(
+            task, "SequenceClassification"
+        )
         return f"{FAMILIES[self.family][0]}For{head}"
 
     def tokenizer(self) -> Tokenizer:
@@ -127,8 +130,8 @@ class BaseModel:
             f"{self.folder}: holds no weights (model_state.pdparams, model.safetensors or pytorch_model.bin)"
         )
 
-    def build(self, task: TaskKind, labels: int, dropout: float | None = None) -> Any:
-        """A PaddleNLP model with this encoder's weights and a new head.
+    def build(self, task: Task, dropout: float | None = None) -> Any:
+        """A PaddleNLP model with this encoder's weights and a new head (of a multi-task model: two).
 
         Args:
             dropout: replaces the encoder's own dropout rates.
@@ -140,15 +143,20 @@ class BaseModel:
         import paddle
         from paddlenlp import transformers
 
-        prefix = FAMILIES[self.family][1]
-        architecture = self.architecture(task)
+        family, prefix = FAMILIES[self.family]
+        architecture = self.architecture(task.kind)
         config = dict(self.config)
         if dropout is not None:
             config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        config_class = getattr(transformers, f"{FAMILIES[self.family][0]}Config")
+        if task.kind == "multi-task":
+            config["num_token_labels"] = len(task.token_labels)
+            model_class = two_heads(transformers, family)
+        else:
+            model_class = getattr(transformers, architecture)
+        config_class = getattr(transformers, f"{family}Config")
         # use_cache must be off: with it PaddleNLP's headed models return tuples where a tensor is expected.
-        model = getattr(transformers, architecture)(
-            config_class(**config, num_labels=labels, use_cache=False, architectures=[architecture])
+        model = model_class(
+            config_class(**config, num_labels=len(task.labels), use_cache=False, architectures=[architecture])
         )
         places = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{prefix}.")}
         state = {f"{prefix}.{name}": value for name, value in self.weights().items()}

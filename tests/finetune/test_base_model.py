@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import AssetUnavailable, DataError
+from bundle.manifest import Task, bio_labels
 from finetune.model.base import open_base, torch_to_paddle
 from finetune.model.paddle_weights import read_paddle_state
 from tests.tiny_base import PIECES, tiny_base
@@ -81,7 +82,7 @@ def test_a_hub_name_without_a_hub_names_the_two_offline_ways(tmp_path: Path) -> 
 def test_every_encoder_weight_reaches_the_headed_model(tmp_path: Path, family: str) -> None:
     folder = tiny_base(tmp_path / family, family)
     base = open_base(str(folder))
-    model = base.build("single-label", 3)
+    model = base.build(Task(kind="single-label", labels=("a", "b", "c")))
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     weights = read_paddle_state(folder / "model_state.pdparams")
     for name, value in weights.items():
@@ -123,7 +124,7 @@ def test_a_pytorch_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
     answers = []
     for path in (folder, other):
         paddle.seed(1)
-        model = open_base(str(path)).build("token-classification", 5)
+        model = open_base(str(path)).build(Task(kind="token-classification", labels=bio_labels(["X", "Y"])))
         model.eval()
         answers.append(model.bert(ids)[0].numpy())
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-6)
@@ -138,7 +139,7 @@ def test_missing_encoder_weights_are_an_error_and_not_a_random_start(tmp_path: P
     del state["encoder.layers.1.linear1.weight"]
     paddle.save({name: paddle.to_tensor(value) for name, value in state.items()}, str(folder / "model_state.pdparams"))
     with pytest.raises(DataError, match=r"1 encoder weights are missing, first bert\.encoder\.layers\.1\.linear1"):
-        open_base(str(folder)).build("single-label", 2)
+        open_base(str(folder)).build(Task(kind="single-label", labels=("a", "b")))
 
 
 @pytest.mark.slow
@@ -148,4 +149,4 @@ def test_weights_of_another_size_are_an_error(tmp_path: Path) -> None:
     config["intermediate_size"] = 48
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="has shape"):
-        open_base(str(folder)).build("single-label", 2)
+        open_base(str(folder)).build(Task(kind="single-label", labels=("a", "b")))

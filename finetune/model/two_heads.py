@@ -1,0 +1,38 @@
+"""One encoder, two heads: a label for the text and a tag for each token, from one forward pass.
+
+PaddleNLP has no such class, so its sequence classifier gets a second linear layer over all tokens. The export room has
+its own definition, since rooms do not import each other; that both compute the same is proved on the golden rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def two_heads(transformers: Any, family: str) -> Any:
+    """The class ``<family>ForMultiTask``.
+
+    Args:
+        transformers: the module ``paddlenlp.transformers``.
+        family: ``Bert`` or ``Ernie``.
+
+    Returns:
+        a subclass of PaddleNLP's sequence classifier whose configuration has ``num_token_labels`` too and whose
+        forward returns logits (windows, labels) and token logits (windows, tokens, token labels).
+    """
+    import paddle
+
+    classifier: Any = getattr(transformers, f"{family}ForSequenceClassification")
+    encoder = family.lower()
+
+    class TwoHeads(classifier):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.token_classifier = paddle.nn.Linear(config.hidden_size, config.num_token_labels)
+
+        def forward(self, input_ids: Any, token_type_ids: Any = None) -> tuple[Any, Any]:
+            tokens, pooled = getattr(self, encoder)(input_ids, token_type_ids=token_type_ids)[:2]
+            return self.classifier(self.dropout(pooled)), self.token_classifier(self.dropout(tokens))
+
+    TwoHeads.__name__ = TwoHeads.__qualname__ = f"{family}ForMultiTask"
+    return TwoHeads
