@@ -244,6 +244,8 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
 def _explain(path: Path, error: ValidationError) -> RecipeError:
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
+    if not parts:  # what is wrong between two tables; the sentence names the keys
+        return RecipeError(path, "", first["msg"].removeprefix("Value error, "))
     key = ".".join(parts)
     model = _model_at(parts[:-1])
     if first["type"] == "extra_forbidden" and model is not None:

@@ -246,9 +246,9 @@ def class_weights(rows: list[Row], prepared: Prepared) -> list[float] | None:
 def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight: Any) -> Any:
     """The training loss of a batch.
 
-    Cross-entropy of a classifier and of a tagger's tokens; binary cross-entropy of a multi-label task. A multi-task
-    model's is the sum of its heads', each over the rows that tell it something and weighed by their share in the batch,
-    so that a lonely row of one kind counts no more than its neighbours.
+    Cross-entropy of a classifier, and of a tagger's tokens; binary cross-entropy of a multi-label task. A multi-task
+    model's is the mean over the batch's rows of what each row tells: the entropy of its label, plus the mean entropy of
+    its tokens. So a lonely row of one kind counts no more than its neighbours.
 
     Args:
         outputs: the model's, in the order of the signature.
@@ -262,17 +262,19 @@ def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight
             outputs[0].astype("float32"), inputs["labels"], pos_weight=weight
         )
 
-    def entropy(logits: Any, gold: Any, weight: Any = None) -> Any:
+    def entropy(logits: Any, gold: Any, weight: Any = None, reduction: str = "mean") -> Any:
         flat = logits.reshape([-1, logits.shape[-1]]).astype("float32")
-        return functional.cross_entropy(flat, gold.reshape([-1]), weight=weight, ignore_index=IGNORED)
+        return functional.cross_entropy(
+            flat, gold.reshape([-1]), weight=weight, ignore_index=IGNORED, reduction=reduction
+        )
 
     if task.kind != "multi-task":
         return entropy(outputs[0], inputs["labels" if task.classifies else "token_labels"], weight)
-    labelled = (inputs["labels"] != IGNORED).astype("float32").mean()
-    tagged = (inputs["token_labels"] != IGNORED).any(axis=1).astype("float32").mean()
-    return labelled * entropy(outputs[0], inputs["labels"], weight) + tagged * entropy(
-        outputs[1], inputs["token_labels"]
-    )
+    # Paddle's own mean would count what is ignored, as long as the ignored index is negative.
+    tags = inputs["token_labels"]
+    of_tokens = entropy(outputs[1], tags, reduction="none").reshape(tags.shape).sum(axis=1)
+    told = (tags != IGNORED).astype("float32").sum(axis=1).clip(min=1)
+    return entropy(outputs[0], inputs["labels"], weight, "none").mean() + (of_tokens / told).mean()
 
 
 def _trainer(

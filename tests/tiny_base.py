@@ -61,3 +61,36 @@ def mood_rows(count: int, seed: int = 3) -> list[tuple[str, str]]:
             words.insert(generator.randrange(len(words)), word)
         rows.append(("".join(words) + "。", "好评" if good else "差评"))
     return rows
+
+
+WORDS = {"好评": "赞", "差评": "烂", "速度": "快"}
+
+
+def many_label_rows(count: int, seed: int = 9) -> list[dict[str, object]]:
+    """Sentences to which none, some or all of three labels apply, each told by one word."""
+    import random
+
+    generator = random.Random(seed)
+    filler = "今天北京上海广州人民日报记者在去来了说是不的一大中国这那我们你他她"
+    rows: list[dict[str, object]] = []
+    for number in range(count):
+        labels = [label for label in WORDS if generator.random() < 0.4]
+        words = [generator.choice(filler) for _ in range(60 if number % 6 == 0 else generator.randrange(4, 14))]
+        for label in labels:
+            for _ in range(max(1, len(words) // 8)):
+                words.insert(generator.randrange(len(words)), WORDS[label])
+        rows.append({"text": "".join(words) + "。", "labels": labels})
+    return rows
+
+
+def pair_rows(count: int, seed: int = 11) -> list[tuple[str, str, str]]:
+    """(text, pair, label): the second text, sometimes a long one, says whether it likes what the first names."""
+    import random
+
+    generator = random.Random(seed)
+    rows = []
+    for number, (text, mood) in enumerate(mood_rows(count, seed)):
+        title = "".join(generator.choice("今天北京上海广州人民日报记者") for _ in range(4))
+        left, right = (text, title) if number % 4 == 3 else (title, text)
+        rows.append((left, right, "yes" if mood == "好评" else "no"))
+    return rows

@@ -257,7 +257,7 @@ def title_rows(rows: Sequence[Row]) -> list[Row]:
         shared: Counter[int] = Counter()
         for gram in sorted(grams[number]):
             for holder in holders[gram]:
-                shared[holder] += len(holders[gram]) ** -0.5  # type: ignore[assignment]  # a rare 2-gram tells more
+                shared[holder] += len(holders[gram]) ** -0.5  # a rare 2-gram tells more
         # Not by chance: of equals the first in the file.
         ranked = sorted(
             (-score / (len(grams[number]) + len(grams[holder])), holder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import DataError
+from bundle.errors import DataError, RecipeError
 from finetune.prepare import Prepared, prepare
 from finetune.recipe import load
 from tests.tiny_base import PIECES
@@ -95,3 +95,50 @@ def test_a_pair_task_keeps_both_sides(tmp_path: Path) -> None:
     ]
     prepared = project(tmp_path, rows, 'pair = "other"', task="text-pair")
     assert all(row.pair and row.pair.startswith("天气") for row in prepared.train)
+
+
+def test_a_label_that_train_lacks_is_named_by_its_row(tmp_path: Path) -> None:
+    dev = [*ROWS[:3], {"text": "今天很好", "label": "新"}]
+    (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in dev), encoding="utf-8")
+    with pytest.raises(DataError, match=r"dev\.jsonl:4: label '新' is none of 坏, 好"):
+        project(tmp_path, ROWS, 'dev = "dev.jsonl"')
+
+
+def test_an_entity_type_that_train_lacks_is_named_by_its_row(tmp_path: Path) -> None:
+    rows = [{"text": f"{n}北京", "entities": [[len(str(n)), len(str(n)) + 2, "LOC"]]} for n in range(20)]
+    test = [{"text": "张三", "entities": [[0, 2, "PER"]]}]
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for row in test), encoding="utf-8")
+    with pytest.raises(DataError, match=r"test\.jsonl:1: entity type 'PER' is none of LOC"):
+        project(tmp_path, rows, 'test = "test.jsonl"', task="token-classification")
+
+
+def test_rows_with_several_labels_make_a_multi_label_task(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"今天{n}", "label": [name for name, k in (("二", 2), ("三", 3)) if n % k == 0]} for n in range(60)
+    ]
+    prepared = project(tmp_path, rows, "dev = 0.2\ntest = 0.2", task="multi-label")
+    assert prepared.task.labels == ("三", "二") and not prepared.task.thresholds
+    for split in (prepared.train, prepared.dev, prepared.test):
+        assert {row.labels for row in split} == {(), ("二",), ("三",), ("二", "三")}
+
+
+def test_a_multi_task_recipe_takes_rows_that_tell_one_thing_or_both(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [*ROWS]
+    rows += [{"text": f"{n}北京", "entities": [[len(str(n)), len(str(n)) + 2, "LOC"]]} for n in range(40)]
+    prepared = project(tmp_path, rows, "dev = 0.2\ntest = 0.2", task="multi-task")
+    assert prepared.task.labels == ("坏", "好") and prepared.task.token_labels == ("O", "B-LOC", "I-LOC")
+    assert {(row.label is None, row.entities is None) for row in prepared.dev} == {(True, False), (False, True)}
+
+
+def test_a_row_that_tells_nothing_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:61: the row has no label or entities"):
+        project(tmp_path, [*ROWS, {"text": "今天"}], task="multi-task")
+
+
+def test_pairs_need_a_second_column_and_other_tasks_take_none(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with pytest.raises(RecipeError, match=r"needs data\.pair"):
+        project(tmp_path / "a", ROWS, task="text-pair")
+    with pytest.raises(RecipeError, match=r"data\.pair is for text-pair recipes"):
+        project(tmp_path / "b", ROWS, 'pair = "other"')

@@ -224,7 +224,7 @@ BAD = [
     (
         "a.jsonl",
         '{"text": "好", "entities": [[0, 1, "X"]]}',
-        {"labels": ["Y"]},
+        {"types": ["Y"]},
         "a.jsonl:1: entity type 'X' is none of Y",
     ),
     ("a.jsonl", "[" * 100_000, {}, "a.jsonl:1: not JSON: nested too deeply"),
@@ -242,8 +242,18 @@ BAD = [
     ("a.conll", "好 B-X\n天 E-Y\n", {}, "a.conll:2: tag 'E-Y' on '天' continues no entity of type Y"),
     ("a.conll", "好 B-X\n天 M-X\n气 O\n", {}, "a.conll:3: tag O on '气' comes before the end of an entity of type X"),
     ("a.conll", "好 S-Y\n天 B-X\n", {}, "a.conll:1: the sentence ends inside an entity of type X"),
-    ("a.conll", "好 B-X\n", {"labels": ["PER"]}, "a.conll:1: entity type 'X' is none of PER"),
+    ("a.conll", "好 B-X\n", {"types": ["PER"]}, "a.conll:1: entity type 'X' is none of PER"),
     ("a.conll", " O\n", {}, "a.conll:1: the token is empty"),
+    ("a.conll", "好 O\n", {"require": "label"}, "a.conll:1: the row has no label"),
+    ("a.csv", "text,label\n好\0,a\n", {}, "a.csv:2: text holds a NUL character at 1"),
+    ("a.csv", "text,pair,label\n好,,a\n", {"pair": "pair"}, "a.csv:2: pair is empty"),
+    ("a.csv", "text,label\n好,\n", {}, "a.csv:2: label is empty"),
+    ("a.csv", "text,label\n好,a|b|a\n", {"require": "labels"}, "a.csv:2: label 'a' is given twice"),
+    ("a.csv", "text,label\n好,a||b\n", {"require": "labels"}, "a.csv:2: label is empty"),
+    ("a.csv", "text,label\n好,a|c\n", {"require": "labels", "labels": ["a"]}, "a.csv:2: label 'c' is none of a"),
+    ("a.jsonl", '{"text": "好"}', {"require": "labels"}, "a.jsonl:1: there is no 'label'"),
+    ("a.jsonl", '{"text": "好", "label": {}}', {"require": "labels"}, "a.jsonl:1: label must be a list of labels"),
+    ("a.jsonl", '{"text": "好", "label": [true]}', {"require": "labels"}, "a.jsonl:1: label must be a list of labels"),
 ]
 
 
@@ -253,6 +263,29 @@ def test_a_bad_row_is_named_by_file_line_and_reason(
 ) -> None:
     found = complaint(put(tmp_path / name, content), **options)
     assert found.startswith(sentence)
+
+
+def test_a_table_cannot_hold_entities(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.csv: a csv file holds no entities; use CoNLL or JSONL"):
+        rows_of(put(tmp_path / "a.csv", "text,label\n好,a\n"), require="entities")
+
+
+def test_rows_of_several_labels_come_as_lists_or_strings_and_may_have_none(tmp_path: Path) -> None:
+    wanted = [Row("好", labels=("a", "b")), Row("坏", labels=()), Row("天", labels=("7",))]
+    lines = '{"text": "好", "label": ["a", "b"]}\n{"text": "坏", "label": []}\n{"text": "天", "label": [7]}\n'
+    assert rows_of(put(tmp_path / "a.jsonl", lines), require="labels") == wanted
+    table = "text,label\n好,a; b\n坏,\n天,7\n"
+    assert rows_of(put(tmp_path / "a.csv", table), require="labels", separator=";") == wanted
+
+
+def test_a_row_may_tell_a_label_entities_or_both(tmp_path: Path) -> None:
+    lines = '{"text": "好", "label": "a"}\n{"text": "好", "entities": []}\n'
+    lines += '{"text": "好", "label": "a", "entities": [[0, 1, "X"]]}\n'
+    assert rows_of(put(tmp_path / "a.jsonl", lines)) == [
+        Row("好", "a"),
+        Row("好", entities=()),
+        Row("好", "a", entities=(Entity(0, 1, "X"),)),
+    ]
 
 
 def test_skipped_rows_are_counted_and_listed(tmp_path: Path) -> None:
