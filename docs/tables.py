@@ -172,7 +172,15 @@ def _int8(record: dict[str, Any]) -> str:
 def _quality(metrics: Any) -> str:
     if not isinstance(metrics, dict):
         return NOTHING
-    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "precision": "P", "recall": "R", "f1": "F1"}
+    names = {
+        "accuracy": "accuracy",
+        "exact_match": "exact",
+        "micro_f1": "micro-F1",
+        "macro_f1": "macro-F1",
+        "precision": "P",
+        "recall": "R",
+        "f1": "F1",
+    }
     shown = [f"{name} {number(metrics[key], 3)}" for key, name in names.items() if key in metrics]
     return ", ".join(shown) or NOTHING
 

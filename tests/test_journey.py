@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,16 @@ import httpx
 import pytest
 
 from bundle.folder import open_bundle
-from tests.tiny_base import mood_rows, tiny_base
+from finetune.data.readers import read_file
+from tests.tiny_base import many_label_rows, mood_rows, pair_rows, tiny_base
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
-MOOD = """
-summary = "mood of made-up sentences"
-task = "single-label"
-[data]
-train = "mood.csv"
-dev = 0.2
-test = 0.2
+# What every recipe here shares: a base of two layers, small windows, a minute of training at most.
+COMMON = """
 [base]
-model = "ernie"
+model = "{base}"
 licence = "made by the tests"
 [text]
 max_tokens = 32
@@ -43,7 +40,45 @@ epochs = 6
 learning_rate = 5e-3
 eval_every = 0.5
 """
-NAMES = """
+RECIPES = {
+    "mood": (
+        "ernie",
+        """
+summary = "mood of made-up sentences"
+task = "single-label"
+[data]
+train = "mood.csv"
+dev = 0.2
+test = 0.2
+""",
+    ),
+    "many": (
+        "bert",
+        """
+summary = "several labels of made-up sentences"
+task = "multi-label"
+[data]
+train = "many.jsonl"
+label = "labels"
+dev = 0.2
+test = 0.2
+""",
+    ),
+    "pairs": (
+        "ernie",
+        """
+summary = "made-up pairs of texts"
+task = "text-pair"
+[data]
+train = "pairs.tsv"
+pair = "pair"
+dev = 0.2
+test = 0.2
+""",
+    ),
+    "names": (
+        "bert",
+        """
 summary = "persons and places in made-up sentences"
 task = "token-classification"
 [data]
@@ -51,17 +86,20 @@ train = "names.bio"
 format = "conll"
 dev = 0.2
 test = 0.2
-[base]
-model = "bert"
-licence = "made by the tests"
-[text]
-max_tokens = 32
-overlap = 8
-[train]
-epochs = 6
-learning_rate = 5e-3
-eval_every = 0.5
-"""
+""",
+    ),
+    "both": (
+        "ernie",
+        """
+summary = "mood of made-up sentences, and persons and places in others"
+task = "multi-task"
+[data]
+train = "both.jsonl"
+dev = 0.2
+test = 0.2
+""",
+    ),
+}
 PERSONS, PLACES = ["张三", "李四", "王五"], ["北京", "上海", "广州"]
 
 
@@ -91,21 +129,40 @@ def make(*words: str, folder: Path) -> str:
     return result.stdout
 
 
+def write_rows(folder: Path) -> None:
+    """The rows of every recipe, each in another format."""
+    for name, header, rows in (
+        ("mood.csv", ["text", "label"], mood_rows(400)),
+        ("pairs.tsv", ["text", "pair", "label"], pair_rows(400)),
+    ):
+        with (folder / name).open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, delimiter="," if name.endswith("csv") else "\t", lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+    (folder / "names.bio").write_text(name_lines(300), encoding="utf-8")
+    tagged = read_file(folder / "names.bio", format="conll", require="entities")
+    both: list[dict[str, object]] = [{"text": text, "label": label} for text, label in mood_rows(300, 4)]
+    both += [{"text": row.text, "entities": row.spans} for row in tagged]
+    for name, lines in (("many.jsonl", many_label_rows(400)), ("both.jsonl", both)):
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("journey")
     tiny_base(folder / "ernie", "ernie")
     tiny_base(folder / "bert", "bert")
-    with (folder / "mood.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["text", "label"])
-        writer.writerows(mood_rows(400))
-    (folder / "names.bio").write_text(name_lines(300), encoding="utf-8")
-    printed = ""
-    for name, recipe in (("mood", MOOD), ("names", NAMES)):
-        (folder / f"{name}.toml").write_text(recipe, encoding="utf-8")
-        printed += make("finetune", "export", f"RECIPE={folder / name}.toml", folder=folder)
-    return folder, printed
+    write_rows(folder)
+    for name, (base, recipe) in RECIPES.items():
+        (folder / f"{name}.toml").write_text(recipe + COMMON.format(base=base), encoding="utf-8")
+
+    def walk(name: str) -> str:
+        return make("finetune", "export", f"RECIPE={folder / name}.toml", folder=folder)
+
+    # Two at a time: much of a run is one thread that imports Paddle.
+    with ThreadPoolExecutor(2) as pool:
+        return folder, "".join(pool.map(walk, RECIPES))
 
 
 @contextmanager
@@ -146,6 +203,20 @@ TEXTS = [
 ]
 
 
+NAMES = ["张三去了北京。" * 12, "我们🙂和李四在上海"]
+MANY = ["今天快。赞", "人民日报记者", "北京" * 60 + "烂。" + "上海" * 60]
+PAIRS = [
+    {"text": "北京日报", "pair": "赞赞"},
+    {"text": "北京日报", "pair": "烂" + "上海" * 80 + "烂。" + "今天" * 60 + "烂烂"},
+]
+REFUSED: list[tuple[str, Any]] = [
+    ("mood", "今天\0"),
+    ("pairs", [{"text": "北京", "pair": " "}]),
+    ("pairs", "北京"),
+    ("names", [{"text": "北京", "pair": "上海"}]),
+]
+
+
 @pytest.fixture(scope="module")
 def answers(project: tuple[Path, str]) -> dict[str, dict[str, Any]]:
     """What each engine answers to the same requests."""
@@ -156,9 +227,14 @@ def answers(project: tuple[Path, str]) -> dict[str, dict[str, Any]]:
             result[engine] = {
                 "models": client.get("/v1/models").json(),
                 "mood": client.post("/v1/models/mood/predict", json={"inputs": TEXTS}).json(),
-                "names": client.post(
-                    "/v1/models/names/predict", json={"inputs": ["张三去了北京。" * 12, "我们🙂和李四在上海"]}
-                ).json(),
+                "many": client.post("/v1/models/many/predict", json={"inputs": MANY}).json(),
+                "pairs": client.post("/v1/models/pairs/predict", json={"inputs": PAIRS}).json(),
+                "names": client.post("/v1/models/names/predict", json={"inputs": NAMES}).json(),
+                "both": client.post("/v1/models/both/predict", json={"inputs": [*TEXTS, *NAMES]}).json(),
+                "refused": [
+                    client.post(f"/v1/models/{model}/predict", json={"inputs": inputs}).json()
+                    for model, inputs in REFUSED
+                ],
             }
     return result
 
@@ -169,28 +245,65 @@ def test_each_stage_says_what_it_did_and_what_comes_next(project: tuple[Path, st
         assert words in printed
 
 
-def test_the_manifest_lists_every_form_with_parity_and_quality(project: tuple[Path, str]) -> None:
-    for name in ("mood", "names"):
-        manifest = open_bundle(project[0] / "artifacts" / name / "bundle").manifest
-        assert {"paddle", "paddle_static", "onnx_fp32", "onnx_fused"} <= set(manifest.artifacts)
-        assert manifest.published in ("onnx_int8", "onnx_fused")
-        for form in ("paddle_static", "onnx_fp32", "onnx_fused"):
-            parity = manifest.artifacts[form].parity
-            assert parity is not None and parity.max_abs <= 1e-4 and parity.label_agreement == 1.0
-        for form in ("onnx_fused", manifest.published):
-            assert manifest.artifacts[form].quality is not None
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_manifest_lists_every_form_with_parity_and_quality(project: tuple[Path, str], name: str) -> None:
+    manifest = open_bundle(project[0] / "artifacts" / name / "bundle").manifest
+    assert {"paddle", "paddle_static", "onnx_fp32", "onnx_fused"} <= set(manifest.artifacts)
+    assert manifest.published in ("onnx_int8", "onnx_fused")
+    for form in ("paddle_static", "onnx_fp32", "onnx_fused"):
+        parity = manifest.artifacts[form].parity
+        assert parity is not None and parity.max_abs <= 1e-4 and parity.label_agreement == 1.0
+    for form in ("onnx_fused", manifest.published):
+        assert manifest.artifacts[form].quality is not None
+    outputs = [tensor.name for tensor in manifest.signature.outputs]
+    assert outputs == (["logits", "token_logits"] if name == "both" else ["logits"])
+    assert len(manifest.task.thresholds) == (3 if name == "many" else 0)
 
 
-def test_both_engines_give_the_same_answers(answers: dict[str, dict[str, Any]]) -> None:
+def spans(prediction: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(item["start"], item["end"], item["label"], item["text"]) for item in prediction.get("entities", ())]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_both_engines_give_the_same_answers(answers: dict[str, dict[str, Any]], name: str) -> None:
     left, right = answers["onnx"], answers["triton"]
     assert left["models"] == right["models"]
-    assert {model["name"] for model in left["models"]["models"]} == {"mood", "names"}
-    for a, b in zip(left["mood"]["predictions"], right["mood"]["predictions"], strict=True):
-        assert a["label"] == b["label"] and a["windows"] == b["windows"]
-        assert a["score"] == pytest.approx(b["score"], abs=1e-4)
-    for a, b in zip(left["names"]["predictions"], right["names"]["predictions"], strict=True):
-        spans = [[(e["start"], e["end"], e["label"], e["text"]) for e in item["entities"]] for item in (a, b)]
-        assert spans[0] == spans[1] and spans[0]
+    assert {model["name"] for model in left["models"]["models"]} == set(RECIPES)
+    assert left[name]["predictions"]
+    for a, b in zip(left[name]["predictions"], right[name]["predictions"], strict=True):
+        assert a["windows"] == b["windows"] and a["covered"] == b["covered"] == 1.0
+        assert spans(a) == spans(b) and a.get("label") == b.get("label")
+        scores = [{item["label"]: item["score"] for item in answer.get("scores", ())} for answer in (a, b)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_every_label_that_applies_is_given(answers: dict[str, dict[str, Any]]) -> None:
+    first, none, long = answers["triton"]["many"]["predictions"]
+    assert {item["label"] for item in first["labels"]} == {"好评", "速度"}
+    assert none["labels"] == [] and {item["label"] for item in none["scores"]} == {"好评", "差评", "速度"}
+    assert long["windows"] > 1 and "差评" in {item["label"] for item in long["labels"]}
+
+
+def test_a_long_side_of_a_pair_is_read_in_windows(answers: dict[str, dict[str, Any]]) -> None:
+    short, long = answers["triton"]["pairs"]["predictions"]
+    assert (short["label"], short["windows"]) == ("yes", 1)
+    assert long["label"] == "no" and long["windows"] > 3
+
+
+def test_one_pass_gives_a_label_and_entities(answers: dict[str, dict[str, Any]]) -> None:
+    predictions = answers["triton"]["both"]["predictions"]
+    assert [item["label"] for item in predictions[:2]] == ["好评", "差评"]
+    assert {item["text"] for item in predictions[-1]["entities"]} >= {"李四", "上海"}
+    text = NAMES[0]
+    assert all(item["text"] == text[item["start"] : item["end"]] for item in predictions[-2]["entities"])
+    assert len(predictions[-2]["entities"]) >= 20
+
+
+def test_what_cannot_be_answered_is_refused_with_its_field(answers: dict[str, dict[str, Any]]) -> None:
+    for engine in ("onnx", "triton"):
+        problems = answers[engine]["refused"]
+        assert [problem["status"] for problem in problems] == [422] * 4
+        assert [problem["field"] for problem in problems] == ["inputs", "inputs[0].pair", "inputs", "inputs[0].pair"]
 
 
 def test_the_classifier_learned_and_reads_long_texts_to_the_end(answers: dict[str, dict[str, Any]]) -> None:
@@ -202,7 +315,7 @@ def test_the_classifier_learned_and_reads_long_texts_to_the_end(answers: dict[st
 
 def test_entities_are_exact_in_the_callers_text(answers: dict[str, dict[str, Any]]) -> None:
     long, emoji = answers["triton"]["names"]["predictions"]
-    text = "张三去了北京。" * 12
+    text = NAMES[0]
     found = {(item["start"], item["end"]) for item in long["entities"]}
     assert all(item["text"] == text[item["start"] : item["end"]] for item in long["entities"])
     wanted = {(7 * n, 7 * n + 2) for n in range(12)} | {(7 * n + 4, 7 * n + 6) for n in range(12)}
