@@ -61,6 +61,9 @@ test: $(READY) ## all tests, with real Paddle, Triton, ONNX Runtime and Locust (
 test-unit: $(READY) ## the quick part of the tests
 	@$(PY) -m pytest -q -m "not slow"
 
+properties: $(READY) ## only the property tests, with twenty times the cases of `make test`, other ones each time
+	@SLIPWAY_PROPERTIES=long $(PY) -m pytest -q -m properties --durations=8
+
 check: $(READY) ## lint, format, types, layers
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -101,4 +104,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	done; \
 	touch $(READY); echo "setup: done in $$((SECONDS - started)) s"
 
-.PHONY: finetune export serve evaluate bench loadtest tables test test-unit check recipes setup lock clean help
+.PHONY: finetune export serve evaluate bench loadtest tables test test-unit properties check recipes setup lock clean help

@@ -12,7 +12,7 @@ from bundle.encode import Encoder
 from bundle.errors import BundleError, ChecksumMismatch, ManifestInvalid, RowError
 from bundle.folder import Bundle, create_bundle, open_bundle, sha256_of, write_atomic
 from bundle.golden import Golden, check_ids, compare, golden_of, read_golden, write_golden
-from bundle.manifest import Artifact, FileRef, Manifest, Provenance, Signature, Source, Task
+from bundle.manifest import Artifact, FileRef, Joining, Manifest, Provenance, Signature, Source, Task
 from bundle.predict import Predicted
 from bundle.rows import Entity, Row, read_rows, write_rows
 from tests.bundle.samples import make_encoder, make_spec
@@ -131,12 +131,12 @@ def test_golden_rows_notice_another_tokenizer_and_other_logits(bundle: Bundle, e
     with pytest.raises(BundleError, match="golden row 0"):
         check_ids([Golden(golden[0].text, None, (golden[0].ids[0] + 1,), golden[0].logits)], encoder)
     found = [Predicted(encoder.encode(row.text), [np.array([1.0, 1.5], np.float32)]) for row in golden]
-    parity = compare(golden, found, TASK, "mean", reference="paddle", tolerance=1e-4)
+    parity = compare(golden, found, TASK, Joining(), reference="paddle", tolerance=1e-4)
     assert parity.max_abs == pytest.approx(0.5)
     assert parity.label_agreement == 0.0
     broken = [Predicted(item.encoded, [np.array([np.nan, 1], np.float32)]) for item in found]
     with pytest.raises(BundleError, match="not finite"):
-        compare(golden, broken, TASK, "mean", reference="paddle", tolerance=1e-4)
+        compare(golden, broken, TASK, Joining(), reference="paddle", tolerance=1e-4)
 
 
 def test_golden_texts_with_line_separators_survive(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bundle.decode import POOLINGS, classify, softmax, spans_of, stitch, tag, tag_path, token_labels
 from bundle.manifest import Joining, Task, bio_labels
 from tests.bundle.samples import make_encoder
+from tests.properties import cases
 
 LABELS = bio_labels(["PER", "LOC"])
 MOOD = Task(kind="single-label", labels=("a", "b", "c", "d", "e"))
@@ -20,7 +21,7 @@ TASK = Task(kind="token-classification", labels=LABELS)
 LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(2, 5)), elements=st.floats(-20, 20, width=32))
 
 
-@settings(max_examples=200)
+@cases(200)
 @given(LOGITS, st.sampled_from(POOLINGS))
 def test_pooled_scores_are_probabilities_and_weights_sum_to_one(logits: np.ndarray, how: str) -> None:
     answer = classify(logits, np.arange(1, len(logits) + 1), MOOD, Joining(pooling=how))  # type: ignore[arg-type]
@@ -48,7 +49,7 @@ def legal(path: tuple[int, ...]) -> bool:
     return True
 
 
-@settings(max_examples=200)
+@cases(200)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.just(5)), elements=st.integers(-50, 50).map(float)))
 def test_the_path_is_the_best_of_all_legal_ones(scores: np.ndarray) -> None:
     found = tag_path(scores)  # type: ignore[arg-type]
@@ -61,7 +62,7 @@ def test_the_path_is_the_best_of_all_legal_ones(scores: np.ndarray) -> None:
     assert scores[np.arange(len(scores)), found].sum() == pytest.approx(max(totals))
 
 
-@settings(max_examples=200)
+@cases(200)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.sampled_from([(8, 2), (12, 4), (16, 6)]))
 def test_gold_tags_survive_windows_of_any_size(path: list[int], shape: tuple[int, int]) -> None:
     """A model that is always right gives back the gold entities, however the text was cut."""

@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.encode import Encoder, assert_covered, pad, wordpiece_tokenizer
 from bundle.errors import BundleError, CoverageLost, InvalidText, TextTooLong
 from tests.bundle.samples import make_encoder
+from tests.properties import cases
 
 HANZI = st.text(alphabet="今天气很好北京上海人。，！ abc123\n", min_size=1, max_size=300)
 ANY = st.text(min_size=1, max_size=120)
@@ -23,7 +24,7 @@ def has_tokens(encoder: Encoder, text: str) -> bool:
     return len(encoder.tokenize(text)[0]) > 0
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(HANZI | ANY, SHAPES)
 def test_windows_read_every_token_and_every_character(text: str, shape: tuple[int, int]) -> None:
     encoder = make_encoder(*shape)
@@ -42,7 +43,7 @@ def test_windows_read_every_token_and_every_character(text: str, shape: tuple[in
         np.testing.assert_array_equal(row.ids[row.content], encoded.ids[window.first : window.last])
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(ANY)
 def test_no_visible_character_is_outside_all_tokens(text: str) -> None:
     encoder = make_encoder()
@@ -61,7 +62,7 @@ def test_no_visible_character_is_outside_all_tokens(text: str) -> None:
             )
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(HANZI, SHAPES, st.integers(0, 299), st.integers(1, 18))
 def test_a_span_shorter_than_the_overlap_lies_whole_in_some_window(
     text: str, shape: tuple[int, int], start: int, length: int
@@ -79,7 +80,7 @@ def test_a_span_shorter_than_the_overlap_lies_whole_in_some_window(
 PIECES_OF_TEXT = st.text(alphabet="今天，。 a1\n\u0301\ufe0f😀.é", max_size=80) | ANY
 
 
-@settings(max_examples=500)
+@cases(500)
 @given(PIECES_OF_TEXT, st.integers(1, 12))
 def test_tokenizing_in_pieces_gives_the_tokens_of_the_whole(text: str, piece: int) -> None:
     encoder = make_encoder()

@@ -6,18 +6,19 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.decode import spans_of
 from bundle.manifest import bio_labels
 from bundle.metrics import accuracy, confusion, entity_scores, macro_f1, per_class
+from tests.properties import cases
 
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
 LABELS = bio_labels(["PER", "LOC"])
 
 
-@settings(max_examples=100, deadline=None)
+@cases(100)
 @given(PAIRS)
 def test_classification_figures_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
@@ -36,7 +37,7 @@ def test_classification_figures_are_those_of_scikit_learn(pairs: list[tuple[int,
 PATHS = st.lists(st.integers(0, 4), min_size=1, max_size=25)
 
 
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(st.lists(st.tuples(PATHS, PATHS), min_size=1, max_size=5))
 def test_entity_figures_are_those_of_seqeval(documents: list[tuple[list[int], list[int]]]) -> None:
     from seqeval.metrics import f1_score, precision_score, recall_score

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from bundle.errors import DataError, RowError
 from bundle.rows import Entity, Row, row_to_json
 from finetune.data import readers
 from finetune.data.readers import ReadReport, read_file
+from tests.properties import cases
 
-files = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+files = cases(60, HealthCheck.function_scoped_fixture)
 
 # Anything a row may hold: no NUL, no lone surrogate, not only white space.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)

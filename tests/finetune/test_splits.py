@@ -9,16 +9,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.errors import DataError
 from bundle.rows import Entity, Row
 from finetune.data.splits import deduplicate, sample, split, stratum_of
+from tests.properties import cases
 
 ROOT = Path(__file__).parents[2]
 
-many = settings(deadline=None, max_examples=150)
+many = cases(150)
 classes = st.lists(st.integers(0, 4), min_size=3, max_size=120)
 
 
