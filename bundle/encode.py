@@ -44,8 +44,10 @@ _PIECE_ENDS = re.compile(r"[\n ,.!?;:，。！？；：、](?=[0-9A-Za-z\u4e00-\
 # The last part of a window in which a cut may be moved forward to such an end.
 CUT_ZONE = 0.25
 
-# What a BERT tokenizer drops by design: white space, control and format characters, combining marks, unassigned.
-_DROPPABLE = frozenset({"Cc", "Cf", "Cn", "Co", "Mn", "Zs", "Zl", "Zp"})
+# What a BERT tokenizer drops by design: white space, control and format characters, combining marks, unassigned. Of
+# marks with a width of their own (Mc) it drops one (U+1734, which was without one in its older tables of Unicode), and
+# one that normalization moves before another mark it counts at the other's place.
+_DROPPABLE = frozenset({"Cc", "Cf", "Cn", "Co", "Mc", "Mn", "Zs", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, slots=True)
