@@ -206,12 +206,12 @@ class Encoder:
         limit = self.spec.max_windows if max_windows is None else max_windows
         ids, spans = self._side(text, field)
         if pair is None:
-            return self._cut(text, ids, spans, None, False, truncate, field, limit)
+            return self._cut(text, ids, spans, None, False, truncate, field, field, limit)
         pair_field = f"{field.removesuffix('.text')}.pair"
         pair_ids, pair_spans = self._side(pair, pair_field)
         if len(pair_ids) > len(ids):
-            return self._cut(pair, pair_ids, pair_spans, ids, True, truncate, field, limit)
-        return self._cut(text, ids, spans, pair_ids, False, truncate, pair_field, limit)
+            return self._cut(pair, pair_ids, pair_spans, ids, True, truncate, pair_field, field, limit)
+        return self._cut(text, ids, spans, pair_ids, False, truncate, field, pair_field, limit)
 
     def _side(self, text: str, field: str) -> tuple[IntArray, IntArray]:
         ids, spans = self.tokenize(text, field)
@@ -229,6 +229,7 @@ class Encoder:
         other_first: bool,
         truncate: bool,
         field: str,
+        other_field: str,
         limit: int,
     ) -> Encoded:
         spec = self.spec
@@ -239,13 +240,13 @@ class Encoder:
             if len(ids) + len(other) > room and len(other) > room // 2:
                 # Both sides are long: the shorter one does not fit beside a window of the other.
                 if not truncate:
-                    raise TextTooLong(field, len(other), -(-len(other) // (room // 2)), 1)
+                    raise TextTooLong(other_field, len(other), -(-len(other) // (room // 2)), 1)
                 other, truncated = other[: room // 2], True
             room -= len(other)
         cuts = self._plan(text, ids, spans, room)
         if len(cuts) > limit:
             if not truncate:
-                raise TextTooLong(field, tokens, len(cuts), limit)
+                raise TextTooLong(field, len(ids), len(cuts), limit)
             cuts, truncated = cuts[:limit], True
         windows = tuple(
             Window(

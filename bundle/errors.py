@@ -15,7 +15,7 @@ SlipwayError
 │   ├── FusionMissing        the graph did not fuse as its architecture demands
 │   └── ParityFailed         the converted graph does not compute what its source does
 ├── RequestError         the caller can mend it: which field, which limit
-│   ├── MalformedRequest     the body is not JSON
+│   ├── MalformedRequest     the body, or a line of a stream, is not JSON
 │   ├── InvalidText          not text that can be encoded, or empty
 │   ├── LimitExceeded        a count or a size above its limit
 │   ├── TextTooLong          more windows than max_windows
@@ -173,10 +173,14 @@ class RequestError(SlipwayError):
 
 
 class MalformedRequest(RequestError):
-    """The body of a request is not JSON."""
+    """The body of a request, or a line of a stream, is not JSON.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__("body", f"the body is not JSON: {reason}")
+    >>> str(MalformedRequest("line", "EOF while parsing an object"))
+    'the line is not JSON: EOF while parsing an object'
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, f"the {field} is not JSON: {reason}")
 
 
 class InvalidText(RequestError):

@@ -158,7 +158,7 @@ def _refusal(error: ValidationError, whole: str, model_of: Callable[[str], type[
     first = error.errors(include_url=False, include_input=False)[0]
     message = first["msg"]
     if first["type"] == "json_invalid":
-        return MalformedRequest(message.removeprefix("Invalid JSON: "))
+        return MalformedRequest(whole, message.removeprefix("Invalid JSON: "))
     field = whole
     for part in first["loc"]:
         if isinstance(part, int):

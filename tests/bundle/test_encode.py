@@ -126,6 +126,13 @@ def test_too_many_windows_are_refused_with_the_numbers() -> None:
     assert str(error.value.windows) in str(error.value)
 
 
+@pytest.mark.parametrize(("text", "pair", "side"), [("今" * 200, "北京", "text"), ("北京", "今" * 200, "pair")])
+def test_the_side_of_a_pair_that_is_too_long_is_named(text: str, pair: str, side: str) -> None:
+    with pytest.raises(TextTooLong) as error:
+        make_encoder(16, 4, max_windows=3).encode(text, pair, field="inputs[0].text")
+    assert (error.value.field, error.value.tokens) == (f"inputs[0].{side}", 200)
+
+
 def test_truncation_is_said_when_it_was_asked_for() -> None:
     encoder = make_encoder(16, 4, max_windows=3)
     encoded = encoder.encode("今" * 200, truncate=True)
