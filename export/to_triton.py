@@ -15,7 +15,7 @@ from typing import Literal
 
 from bundle.errors import ExportError
 from bundle.folder import Bundle
-from bundle.manifest import Artifact, Manifest, Tensor
+from bundle.manifest import Artifact, Manifest, Task, Tensor
 
 Flavour = Literal["python", "onnxruntime"]
 
@@ -27,6 +27,8 @@ QUEUE_DELAY = 500
 QUEUE_SIZE = 256
 
 GRAPH = "model.onnx"
+# Files of label names, a line each, that Triton reads with the outputs of the signature, in its order.
+LABELS = ("labels.txt", "token_labels.txt")
 _SCRIPT = Path(__file__).with_name("triton_model.py")
 _TYPES = {"int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 
@@ -52,7 +54,10 @@ def config_pbtxt(
         *(['backend: "python"'] if backend == "python" else ['platform: "onnxruntime_onnx"', 'backend: "onnxruntime"']),
         f"max_batch_size: {MAX_BATCH}",
         *(_tensor("input", tensor, backend == "python") for tensor in manifest.signature.inputs),
-        *(_tensor("output", tensor, False, labels=True) for tensor in manifest.signature.outputs),
+        *(
+            _tensor("output", tensor, False, labels=file)
+            for tensor, file in zip(manifest.signature.outputs, _label_files(manifest.task), strict=True)
+        ),
         f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]",
         f"version_policy {{ specific {{ versions: [ {manifest.version} ] }} }}",
     ]
@@ -127,7 +132,8 @@ def write_repository(
             _place(source, folder / source.relative_to(graph.parent))
         if backend == "python":
             shutil.copyfile(_SCRIPT, folder / "model.py")
-        (new / "labels.txt").write_text("\n".join(manifest.task.labels) + "\n", encoding="utf-8")
+        for file, labels in _label_files(manifest.task).items():
+            (new / file).write_text("\n".join(labels) + "\n", encoding="utf-8")
         (new / "config.pbtxt").write_text(config, encoding="utf-8")
         if target.exists():
             target.rename(Path(scratch) / "old")
@@ -141,10 +147,15 @@ def _published(manifest: Manifest) -> Artifact:
     return manifest.artifacts[manifest.published]
 
 
-def _tensor(kind: str, tensor: Tensor, ragged: bool, *, labels: bool = False) -> str:
+def _label_files(task: Task) -> dict[str, tuple[str, ...]]:
+    """The label file of each output, in the signature's order, and what stands in it."""
+    return dict(zip(LABELS, filter(None, (task.labels, task.token_labels)), strict=False))
+
+
+def _tensor(kind: str, tensor: Tensor, ragged: bool, *, labels: str = "") -> str:
     """One input or output block; the first axis is Triton's own batch axis and is not written."""
     dims = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in tensor.shape[1:])
-    extra = (" allow_ragged_batch: true" if ragged else "") + (' label_filename: "labels.txt"' if labels else "")
+    extra = (" allow_ragged_batch: true" if ragged else "") + (f' label_filename: "{labels}"' if labels else "")
     return f'{kind} [ {{ name: "{tensor.name}" data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]{extra} }} ]'
 
 

@@ -34,9 +34,10 @@ class TritonPythonModel:
         self.pad_id = int(parameters["pad_id"])
         self.alone = parameters["batch_invariant"] == "false"
         self.inputs = [item["name"] for item in config["input"]]
-        self.output = config["output"][0]["name"]
-        self.per_token = len(config["output"][0]["dims"]) == 2
-        self.dtype = pb_utils.triton_string_to_numpy(config["output"][0]["data_type"])
+        # A multi-task model has two outputs from one forward pass; what has a free axis is said of each token.
+        self.outputs = [item["name"] for item in config["output"]]
+        self.per_token = [len(item["dims"]) == 2 for item in config["output"]]
+        self.dtypes = [pb_utils.triton_string_to_numpy(item["data_type"]) for item in config["output"]]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or max(1, len(os.sched_getaffinity(0)) // instances)
         options.inter_op_num_threads = 1
@@ -56,10 +57,10 @@ class TritonPythonModel:
         answers: list[list[Any]] = [[None] * len(arrays[0]) for arrays in calls]
         for group in self._groups(order, lengths):
             longest = lengths[group[-1]]
-            logits = self._run(calls, [windows[index] for index in group], longest)
-            for index, values in zip(group, logits, strict=True):
+            found = self._run(calls, [windows[index] for index in group], longest)
+            for number, index in enumerate(group):
                 call, row = windows[index]
-                answers[call][row] = values
+                answers[call][row] = [values[number] for values in found]
         return [self._response(arrays[0], rows) for arrays, rows in zip(calls, answers, strict=True)]
 
     def _length(self, ids: Any) -> int:
@@ -81,8 +82,8 @@ class TritonPythonModel:
                 real = length
         return groups
 
-    def _run(self, calls: list[list[Any]], windows: list[tuple[int, int]], longest: int) -> Any:
-        """Logits of some windows: float (windows, labels) or (windows, longest, labels)."""
+    def _run(self, calls: list[list[Any]], windows: list[tuple[int, int]], longest: int) -> list[Any]:
+        """Every output for some windows: float (windows, labels) or (windows, longest, labels) each."""
         tensors = {}
         for place, name in enumerate(self.inputs):
             # Only the ids are padded with the pad id; token types are 0 there, as everywhere else in Slipway.
@@ -91,15 +92,20 @@ class TritonPythonModel:
                 values = calls[call][place][row, :longest]
                 batch[number, : len(values)] = values
             tensors[name] = batch
-        return self.session.run([self.output], tensors)[0]
+        found: list[Any] = self.session.run(self.outputs, tensors)
+        return found
 
-    def _response(self, ids: Any, rows: list[Any]) -> Any:
-        """One call's answer, at the shape that the call came in."""
-        if self.per_token:
-            logits = np.zeros((len(rows), ids.shape[1], rows[0].shape[-1]), dtype=self.dtype)
-            for row, values in enumerate(rows):
-                length = min(len(values), ids.shape[1])
-                logits[row, :length] = values[:length]
-        else:
-            logits = np.stack(rows).astype(self.dtype, copy=False)
-        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(self.output, logits)])
+    def _response(self, ids: Any, rows: list[list[Any]]) -> Any:
+        """One call's answer at the shape that the call came in; ``rows`` has the outputs of each of its windows."""
+        tensors = []
+        for place, (name, dtype) in enumerate(zip(self.outputs, self.dtypes, strict=True)):
+            said = [row[place] for row in rows]
+            if self.per_token[place]:
+                logits = np.zeros((len(said), ids.shape[1], said[0].shape[-1]), dtype=dtype)
+                for row, values in enumerate(said):
+                    length = min(len(values), ids.shape[1])
+                    logits[row, :length] = values[:length]
+            else:
+                logits = np.stack(said).astype(dtype, copy=False)
+            tensors.append(pb_utils.Tensor(name, logits))
+        return pb_utils.InferenceResponse(output_tensors=tensors)

@@ -32,15 +32,16 @@ class Engine(Protocol):
     async def ready(self) -> dict[str, str]:
         """Why models cannot answer now: model name → reason; empty when all can. Never raises, and is quick."""
 
-    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> FloatArray:
-        """Logits of some windows.
+    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
+        """Logits of some windows, from one forward pass.
 
         Args:
             input_ids: int64 (windows, tokens), padded with the bundle's pad id.
             token_type_ids: int64 (windows, tokens).
 
         Returns:
-            float32 (windows, labels), or (windows, tokens, labels) of a tagger.
+            the outputs of the model's signature in its order: float32 (windows, labels), or (windows, tokens, labels)
+            of what is said of each token.
 
         Raises:
             EngineUnavailable: not reachable, died, or its queue is full.
@@ -76,3 +77,8 @@ def feeds(model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> 
     """The model's input tensors by the names that its manifest gives them."""
     tensors = model.manifest.signature.inputs
     return {tensor.name: values for tensor, values in zip(tensors, (input_ids, token_type_ids), strict=False)}
+
+
+def outputs_of(model: ServedModel) -> list[str]:
+    """The names of the model's output tensors, in the order in which an engine returns them."""
+    return [tensor.name for tensor in model.manifest.signature.outputs]

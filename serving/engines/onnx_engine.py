@@ -13,7 +13,7 @@ from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineUnavailable
 from serving.catalogue import ServedModel
-from serving.engines import feeds
+from serving.engines import feeds, outputs_of
 
 
 class _Loaded:
@@ -32,23 +32,26 @@ class _Loaded:
             ]
         except Exception as error:  # ONNX Runtime raises many kinds, all meaning: not a graph that it can run
             raise BundleError(f"{model.graph}: ONNX Runtime cannot load it: {error}") from error
-        wanted = {tensor.name for tensor in model.manifest.signature.inputs}
-        found = {tensor.name for tensor in self.session.get_inputs()}
-        if wanted != found:
-            raise BundleError(f"{model.graph}: its inputs are {sorted(found)}, bundle.json says {sorted(wanted)}")
+        self.outputs = outputs_of(model)
+        for kind, here, wanted in (
+            ("inputs", self.session.get_inputs(), [tensor.name for tensor in model.manifest.signature.inputs]),
+            ("outputs", self.session.get_outputs(), self.outputs),
+        ):
+            found = sorted(tensor.name for tensor in here)
+            if found != sorted(wanted):
+                raise BundleError(f"{model.graph}: its {kind} are {found}, bundle.json says {sorted(wanted)}")
         self.idle = [self.session, *self.others]
         self.workers = ThreadPoolExecutor(sessions, thread_name_prefix=f"onnx-{model.name}")
-        self.output = model.manifest.signature.outputs[0].name
         self.pending = 0
 
-    def run(self, inputs: dict[str, IntArray]) -> FloatArray:
+    def run(self, inputs: dict[str, IntArray]) -> tuple[FloatArray, ...]:
         # There are as many workers as sessions, so one is always idle here; list.pop and append are atomic.
         session = self.idle.pop()
         try:
-            (logits,) = session.run([self.output], inputs)
+            found = session.run(self.outputs, inputs)
         finally:
             self.idle.append(session)
-        return np.asarray(logits, dtype=np.float32)
+        return tuple(np.asarray(values, dtype=np.float32) for values in found)
 
 
 class OnnxEngine:
@@ -79,7 +82,7 @@ class OnnxEngine:
     async def ready(self) -> dict[str, str]:
         return dict.fromkeys(self._loaded, "the engine was stopped") if self._stopped else {}
 
-    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> FloatArray:
+    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         loaded = self._loaded[model.name]
         if self._stopped:
             raise EngineUnavailable("the server is stopping")

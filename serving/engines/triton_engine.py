@@ -20,7 +20,7 @@ from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineError, EngineTimeout, EngineUnavailable
 from bundle.folder import sha256_of
 from serving.catalogue import ServedModel
-from serving.engines import feeds
+from serving.engines import feeds, outputs_of
 from serving.supervisor import Supervisor
 
 # Seconds that a question about readiness may take.
@@ -84,7 +84,7 @@ class TritonEngine:
         answers = await asyncio.gather(*(self._why_not(model) for model in self._models))
         return {model.name: why for model, why in zip(self._models, answers, strict=True) if why}
 
-    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> FloatArray:
+    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         if self.supervisor and self.supervisor.state != "ready":
             raise self._away()
         inputs = []
@@ -94,16 +94,16 @@ class TritonEngine:
             item = triton.InferInput(name, list(values.shape), _TYPES[tensor.dtype])
             item.set_data_from_numpy(values.astype(tensor.dtype, copy=False))
             inputs.append(item)
-        output = model.manifest.signature.outputs[0].name
+        outputs = outputs_of(model)
         with self._told():
             result = await (await self._connected()).infer(
                 model.name,
                 inputs,
                 model_version=str(model.manifest.version),
-                outputs=[triton.InferRequestedOutput(output)],
+                outputs=[triton.InferRequestedOutput(name) for name in outputs],
                 client_timeout=self._timeout,
             )
-        return np.asarray(result.as_numpy(output), dtype=np.float32)
+        return tuple(np.asarray(result.as_numpy(name), dtype=np.float32) for name in outputs)
 
     def rows_per_call(self, model: ServedModel) -> int:
         return self._rows.get(model.name, 1)

@@ -126,3 +126,17 @@ def test_a_bundle_that_publishes_nothing_is_refused(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", "news", "single-label", published=False)
     with pytest.raises(ExportError, match="publishes no artifact"):
         write_repository(bundle, tmp_path / "repository")
+
+
+def test_a_model_of_two_tasks_has_both_outputs_each_with_its_label_names(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", "desk", "multi-task")
+    folder = write_repository(bundle, tmp_path / "repository")
+
+    config = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    assert 'output [ { name: "logits" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "labels.txt" } ]' in config
+    assert (
+        'output [ { name: "token_logits" data_type: TYPE_FP32 dims: [ -1, 5 ] label_filename: "token_labels.txt" } ]'
+        in config
+    )
+    assert (folder / "labels.txt").read_text(encoding="utf-8") == "询问\n预订\n抱怨\n"
+    assert (folder / "token_labels.txt").read_text(encoding="utf-8") == "O\nB-PER\nI-PER\nB-LOC\nI-LOC\n"

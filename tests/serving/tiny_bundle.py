@@ -1,6 +1,7 @@
 """Tiny bundles that are real in every part but training: tokenizer, ONNX graph, golden rows, checksums, parity.
 
-The graph embeds ids, averages over what is not padding and multiplies by a matrix; a tagger multiplies each token.
+The graph embeds ids, averages over what is not padding and multiplies by a matrix; a tagger multiplies each token, a
+multi-task model does both in one pass.
 So answers depend on the text, and neither on padding nor on what else is in a batch, as a real model's do.
 """
 
@@ -25,10 +26,9 @@ from bundle.manifest import (
     Signature,
     Source,
     Task,
-    TaskKind,
-    Tensor,
     TextSpec,
     bio_labels,
+    signature_of,
 )
 from bundle.predict import encode_rows, predict
 from bundle.rows import Row
@@ -41,17 +41,23 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(CHARA
 HIDDEN = 16
 GOLDEN_TEXTS = ("大国新闻，股市增长。", "他说你好！" * 30, "abc 我们在北京")
 
-LABELS: dict[TaskKind, tuple[str, ...]] = {
-    "single-label": ("负面", "中性", "正面"),
-    "text-pair": ("different", "same"),
-    "token-classification": bio_labels(["PER", "LOC"]),
+_TAGS = bio_labels(["PER", "LOC"])
+TASKS: dict[str, Task] = {
+    task.kind: task
+    for task in (
+        Task(kind="single-label", labels=("负面", "中性", "正面")),
+        Task(kind="multi-label", labels=("财经", "地方", "人物", "天气"), thresholds=(0.4, 0.5, 0.6, 0.5)),
+        Task(kind="text-pair", labels=("different", "same")),
+        Task(kind="token-classification", labels=_TAGS),
+        Task(kind="multi-task", labels=("询问", "预订", "抱怨"), token_labels=_TAGS),
+    )
 }
 
 
 def make_bundle(
     root: Path,
     name: str,
-    kind: TaskKind,
+    kind: str,
     *,
     seed: int = 0,
     precision: Literal["fp32", "int8"] = "fp32",
@@ -68,11 +74,11 @@ def make_bundle(
     root.mkdir(parents=True, exist_ok=True)
     tokenizer = wordpiece_tokenizer(VOCABULARY)
     (root / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    labels = LABELS[kind]
-    tagger = kind == "token-classification"
+    task = TASKS[kind]
+    signature = signature_of(task)
     graph = f"onnx_{precision}/model.onnx"
     (root / graph).parent.mkdir(exist_ok=True)
-    onnx.save(_graph(len(labels), tagger, seed, precision == "int8"), root / graph)
+    onnx.save(_graph(signature, seed, precision == "int8"), root / graph)
     spec = TextSpec(
         tokenizer=_ref(root, "tokenizer.json"),
         max_tokens=32,
@@ -84,7 +90,6 @@ def make_bundle(
         sep_id=3,
         length_buckets=(32, 128),
     )
-    task = Task(kind=kind, labels=labels)
     encoder = Encoder(tokenizer, spec)
     pair = "你是我们国家的人" if kind == "text-pair" else None
     rows = [Row(text, pair=pair) for text in GOLDEN_TEXTS]
@@ -92,7 +97,7 @@ def make_bundle(
     predicted = predict(
         encode_rows(rows, encoder),
         encoder,
-        lambda ids, types: session.run(["logits"], {"input_ids": ids, "token_type_ids": types})[0],
+        lambda ids, types: session.run(None, {"input_ids": ids, "token_type_ids": types}),
         batch_tokens=1,
     )
     golden_rows = [golden_of(item, encoder, row.text, row.pair) for item, row in zip(predicted, rows, strict=True)]
@@ -105,9 +110,8 @@ def make_bundle(
         format="onnx",
         precision=precision,
         batch_invariant=precision == "fp32",
-        parity=compare(golden, predicted, task, "mean", reference="tiny", tolerance=1e-4),
+        parity=compare(golden, predicted, task, spec.joining, reference="tiny", tolerance=1e-4),
     )
-    free: tuple[str | int, ...] = ("windows", "tokens")
     manifest = Manifest(
         name=name,
         version=version,
@@ -124,13 +128,7 @@ def make_bundle(
         ),
         task=task,
         text=spec,
-        signature=Signature(
-            inputs=(
-                Tensor(name="input_ids", dtype="int64", shape=free),
-                Tensor(name="token_type_ids", dtype="int64", shape=free),
-            ),
-            outputs=(Tensor(name="logits", dtype="float32", shape=(*free[: 2 if tagger else 1], len(labels))),),
-        ),
+        signature=signature,
         golden=_ref(root, "golden.jsonl"),
         artifacts={f"onnx_{precision}": artifact},
         published=f"onnx_{precision}" if published else "",
@@ -154,14 +152,15 @@ def _ref(root: Path, file: str) -> FileRef:
     return FileRef(file=file, sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
-def _graph(labels: int, tagger: bool, seed: int, quantized: bool) -> onnx.ModelProto:
-    """logits = average over real tokens of (embedding + type embedding), times a matrix; per token for a tagger."""
+def _graph(signature: Signature, seed: int, quantized: bool) -> onnx.ModelProto:
+    """Each output is (embedding + type embedding) times a matrix: of each token, or of the mean over real tokens."""
     random = np.random.default_rng(seed)
     constants = {
         "words": random.normal(size=(len(VOCABULARY), HIDDEN)),
         "types": random.normal(size=(2, HIDDEN)),
-        "weights": random.normal(size=(HIDDEN, labels)) * 2,
     }
+    for output in signature.outputs:
+        constants[f"{output.name}_weights"] = random.normal(size=(HIDDEN, output.shape[-1])) * 2
     initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
     initializers += [
         numpy_helper.from_array(np.array(0, np.int64), "pad"),
@@ -174,8 +173,7 @@ def _graph(labels: int, tagger: bool, seed: int, quantized: bool) -> onnx.ModelP
         node("Gather", ["types", "token_type_ids"], ["type"]),
         node("Add", ["word", "type"], ["token"]),
     ]
-    pooled = "token"
-    if not tagger:
+    if any(len(output.shape) == 2 for output in signature.outputs):
         nodes += [
             node("Equal", ["input_ids", "pad"], ["is_pad"]),
             node("Not", ["is_pad"], ["is_real"]),
@@ -186,19 +184,21 @@ def _graph(labels: int, tagger: bool, seed: int, quantized: bool) -> onnx.ModelP
             node("ReduceSum", ["mask3", "tokens_axis"], ["count"], keepdims=0),
             node("Div", ["sum", "count"], ["mean"]),
         ]
-        pooled = "mean"
-    if quantized:
-        # The scale is taken over the whole batch: what makes dynamic quantization depend on companions.
-        nodes += [
-            node("DynamicQuantizeLinear", [pooled], ["quantized", "scale", "zero"]),
-            node("DequantizeLinear", ["quantized", "scale", "zero"], ["rounded"]),
-        ]
-        pooled = "rounded"
-    nodes.append(node("MatMul", [pooled, "weights"], ["logits"]))
-    axes: list[str | int] = ["windows", "tokens"]
-    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, axes) for n in ("input_ids", "token_type_ids")]
-    shape = [*axes[: 2 if tagger else 1], labels]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
+    for output in signature.outputs:
+        features, name = "token" if len(output.shape) == 3 else "mean", output.name
+        if quantized:
+            # The scale is taken over the whole batch: what makes dynamic quantization depend on companions.
+            nodes += [
+                node("DynamicQuantizeLinear", [features], [f"{name}_quantized", f"{name}_scale", f"{name}_zero"]),
+                node("DequantizeLinear", [f"{name}_quantized", f"{name}_scale", f"{name}_zero"], [f"{name}_rounded"]),
+            ]
+            features = f"{name}_rounded"
+        nodes.append(node("MatMul", [features, f"{name}_weights"], [name]))
+    kinds = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+    inputs, outputs = (
+        [helper.make_tensor_value_info(item.name, kinds[item.dtype], item.shape) for item in side]
+        for side in (signature.inputs, signature.outputs)
+    )
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
