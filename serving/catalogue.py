@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundle.decode import THRESHOLD
 from bundle.encode import Encoder
 from bundle.errors import BundleError
 from bundle.folder import MANIFEST, Bundle, open_bundle
@@ -59,8 +60,10 @@ class ServedModel:
         return self.bundle.path(self.artifact.file)
 
     @property
-    def is_tagger(self) -> bool:
-        return self.manifest.task.kind == "token-classification"
+    def thresholds(self) -> tuple[float, ...]:
+        """Of a multi-label task, by label: the score from which it is given."""
+        task = self.manifest.task
+        return task.thresholds or (THRESHOLD,) * len(task.labels)
 
 
 def find(folder: Path) -> list[Path]:

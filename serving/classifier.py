@@ -18,8 +18,8 @@ import numpy as np
 
 from bundle.decode import Classified, FloatArray, Tagged
 from bundle.encode import Encoded, pad
-from bundle.errors import EngineTimeout, RequestError
-from bundle.predict import Predicted, batches
+from bundle.errors import EngineTimeout, InvalidText, RequestError
+from bundle.predict import Predicted, batches, gathered, of_window
 from serving.catalogue import ServedModel
 from serving.engines import Engine
 from serving.rules import Fired
@@ -47,9 +47,10 @@ class Answer:
     """What the model, and the rules after it, say about one input.
 
     Attributes:
-        classified: of a classifier: what the model alone says.
-        tagged: of a tagger: the entities.
-        label: of a classifier: the label's index after the rules; -1 of a tagger.
+        classified: what the model alone says of the whole text; None of a tagger.
+        tagged: the entities after the rules; empty where the task has none.
+        chosen: the labels that are given after the rules, in label order: one, or any number of a multi-label task;
+            none of a tagger.
         fired: the rules that changed the answer.
     """
 
@@ -57,7 +58,7 @@ class Answer:
     encoded: Encoded
     classified: Classified | None
     tagged: tuple[Tagged, ...]
-    label: int
+    chosen: tuple[int, ...]
     fired: tuple[Fired, ...] = ()
 
 
@@ -94,10 +95,10 @@ class Classifier:
         """Answers some texts.
 
         Raises:
-            RequestError: a text cannot be read, is too long, or is not of the model's kind.
+            RequestError: a text cannot be read, is too long, or is not what the model reads.
             EngineUnavailable, EngineTimeout: no answer now.
         """
-        check_kind(model, texts)
+        check_texts(model, texts)
         begun = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
@@ -134,10 +135,10 @@ class Classifier:
         )
 
     async def infer(self, model: ServedModel, encoded: Sequence[Encoded]) -> list[Predicted]:
-        """The logits of every window of every text."""
+        """Every output of the model for every window of every text."""
         places = [(text, window) for text, item in enumerate(encoded) for window in range(len(item.windows))]
         lengths = np.concatenate([model.encoder.lengths(item) for item in encoded]).tolist()
-        logits: list[FloatArray] = [np.empty(0, np.float32)] * len(places)
+        windows: list[list[list[FloatArray]]] = [[[]] * len(item.windows) for item in encoded]
         waiting = iter(self._calls(model, lengths))
 
         async def work() -> None:
@@ -145,8 +146,10 @@ class Classifier:
                 # Made here and not for all windows at once, so that a novel takes no more memory than an article.
                 rows = [model.encoder.row(encoded[text], window) for text, window in (places[i] for i in call)]
                 found = await self.engine.infer(model, *pad(rows, model.encoder.spec.pad_id))
-                for index, row, values in zip(call, rows, found, strict=True):
-                    logits[index] = values if values.ndim == 1 else values[row.content].copy()
+                for number, (index, row) in enumerate(zip(call, rows, strict=True)):
+                    text, window = places[index]
+                    # Copied, so that a call's padding and the engine's message are not kept until the last window.
+                    windows[text][window] = [values.copy() for values in of_window(found, number, row.content)]
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -155,10 +158,7 @@ class Classifier:
         except BaseExceptionGroup as failures:
             # One reason is enough; the others are mostly the same, seen by a neighbouring call.
             raise failures.exceptions[0] from None
-        answers: list[list[FloatArray]] = [[] for _ in encoded]
-        for (text, _), values in zip(places, logits, strict=True):
-            answers[text].append(values)
-        return [Predicted(item, values) for item, values in zip(encoded, answers, strict=True)]
+        return gathered(encoded, windows)
 
     def _calls(self, model: ServedModel, lengths: Sequence[int]) -> list[list[int]]:
         """Which windows go to the engine together, as indexes; ``lengths`` are those of the model's inputs."""
@@ -174,8 +174,8 @@ class Classifier:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def check_kind(model: ServedModel, texts: Sequence[Text]) -> None:
-    """A model of text pairs needs pairs, every other model single texts.
+def check_texts(model: ServedModel, texts: Sequence[Text]) -> None:
+    """A model of text pairs needs pairs, every other model single texts; NUL is no text, as in training.
 
     Raises:
         RequestError: naming the field.
@@ -189,21 +189,22 @@ def check_kind(model: ServedModel, texts: Sequence[Text]) -> None:
             raise RequestError(field, f'{model.name!r} compares two texts; send {{"text": …, "pair": …}} as {base}')
         if not wants_pairs and item.pair is not None:
             raise RequestError(field, f"{model.name!r} reads single texts; leave out {field}")
+        for side, place in ((item.text, item.field), (item.pair, field)):
+            if side and "\0" in side:
+                raise InvalidText(place, f"{place} holds the character NUL, which is not text; remove it")
 
 
 def _decode(model: ServedModel, texts: Sequence[Text], predicted: Sequence[Predicted]) -> tuple[Answer, ...]:
-    answers = []
+    task, joining = model.manifest.task, model.manifest.text.joining
     rules = model.rules.current() if model.rules else None
+    answers = []
     for text, item in zip(texts, predicted, strict=True):
-        classified: Classified | None = None
-        tagged: tuple[Tagged, ...] = ()
-        if model.is_tagger:
-            tagged = tuple(item.tagged(model.manifest.task))
-        else:
-            classified = item.classified(model.manifest.text.pooling)
+        classified = item.classified(task, joining) if task.classifies else None
+        tagged = tuple(item.tagged(task, joining)) if task.tags else ()
         if rules is None or not rules.rules:
-            answers.append(Answer(text, item.encoded, classified, tagged, classified.label if classified else -1))
+            chosen = classified.chosen if classified else ()
+            answers.append(Answer(text, item.encoded, classified, tagged, chosen))
         else:
             ruled = rules.apply(text.text, classified, tagged)
-            answers.append(Answer(text, item.encoded, classified, ruled.tagged, ruled.label, ruled.fired))
+            answers.append(Answer(text, item.encoded, classified, ruled.tagged, ruled.chosen, ruled.fired))
     return tuple(answers)

@@ -87,7 +87,7 @@ class Gateway:
             model.golden,
             found,
             task,
-            model.manifest.text.pooling,
+            model.manifest.text.joining,
             reference=self.engine.name,
             tolerance=recorded.tolerance,
         )

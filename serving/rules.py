@@ -5,8 +5,10 @@ text and then changes the answer; rules act in the order of the file, each on wh
 in the response, with its reason and place, and is counted. The model's own scores are never changed.
 
 A classifier's rule gives the text another label (``relabel``) or takes a label away, so that the next best stands
-(``veto``). A tagger's rule marks each match as an entity (``add``), gives entities that touch a match another type
-(``relabel``), or removes them (``veto``).
+(``veto``). Where a text may have several labels, a rule gives one more (``add``), takes one away (``veto``), or puts
+one in the place of those that were given, or of those in ``when`` (``relabel``). A tagger's rule marks each match as an
+entity (``add``), gives entities that touch a match another type (``relabel``), or removes them (``veto``). A rule of a
+multi-task model acts on the label or on the entities: its own label tells which.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Rule(BaseModel):
     name: str = Field(min_length=1, max_length=64, description="how the response and the metrics call it")
     reason: str = Field(min_length=1, description="why, for whoever reads the response")
     action: Action
-    label: str = Field(description="the label to set, to take away or to mark")
+    label: str = Field(description="the label (or entity type) to set, to take away or to mark")
     keywords: tuple[str, ...] = Field(default=(), description="fires where one of them stands in the text")
     pattern: str = Field(default="", description="or where this regular expression matches (Python's re)")
     when: tuple[str, ...] = Field(default=(), description="only for answers (entities) that have one of these labels")
@@ -91,9 +93,9 @@ class Fired:
 
 @dataclass(frozen=True, slots=True)
 class Ruled:
-    """An answer after the rules: a classifier's label index, or a tagger's entities, and what fired."""
+    """An answer after the rules: the indexes of the labels that are given, the entities, and what fired."""
 
-    label: int
+    chosen: tuple[int, ...]
     tagged: tuple[Tagged, ...]
     fired: tuple[Fired, ...]
 
@@ -112,38 +114,61 @@ class RuleSet:
         self._matchers = [rule.matcher() for rule in rules]
 
     def apply(self, text: str, classified: Classified | None, tagged: Sequence[Tagged]) -> Ruled:
-        """Lets every rule act on one answer."""
+        """Lets every rule act on one answer; ``classified`` is None of a tagger."""
         fired: list[Fired] = []
-        if classified is not None:
-            return Ruled(self._classifier(text, classified, fired), (), tuple(fired))
         entities = list(tagged)
+        labels = _Labels(self._task, classified) if classified else None
         for rule, matcher in zip(self.rules, self._matchers, strict=True):
-            for start, end in _matches(matcher, text):
-                entities, changed = _on_entities(rule, entities, start, end)
-                if changed:
-                    fired.append(_fired(rule, start, end))
-        return Ruled(-1, tuple(sorted(entities, key=lambda item: (item.start, item.end))), tuple(fired))
-
-    def _classifier(self, text: str, classified: Classified, fired: list[Fired]) -> int:
-        labels = self._task.labels
-        label, vetoed = classified.label, set[int]()
-        for rule, matcher in zip(self.rules, self._matchers, strict=True):
-            place = next(_matches(matcher, text), None)
-            if place is None or (rule.when and labels[label] not in rule.when):
-                continue
-            index = labels.index(rule.label)
-            if rule.action == "relabel":
-                if index == label:
-                    continue
-                label = index
+            if labels is None or _means_entities(rule, self._task):
+                for start, end in _matches(matcher, text):
+                    entities, changed = _on_entities(rule, entities, start, end)
+                    if changed:
+                        fired.append(_fired(rule, start, end))
             else:
-                vetoed.add(index)
-                if index != label or len(vetoed) == len(labels):
-                    continue  # it was not the answer, or nothing would be left
-                left = [-np.inf if number in vetoed else score for number, score in enumerate(classified.scores)]
-                label = int(np.argmax(left))
-            fired.append(_fired(rule, *place))
-        return label
+                place = next(_matches(matcher, text), None)
+                if place and labels.changed_by(rule):
+                    fired.append(_fired(rule, *place))
+        chosen = tuple(sorted(labels.given)) if labels else ()
+        return Ruled(chosen, tuple(sorted(entities, key=lambda item: (item.start, item.end))), tuple(fired))
+
+
+class _Labels:
+    """The labels that are given to one text, while the rules act on them."""
+
+    def __init__(self, task: Task, classified: Classified) -> None:
+        self._names, self._several = task.labels, task.kind == "multi-label"
+        self._scores = classified.scores
+        self._vetoed: set[int] = set()
+        self.given = set(classified.chosen)
+
+    def changed_by(self, rule: Rule) -> bool:
+        """Lets a rule that matched act; whether it changed anything."""
+        before, index = set(self.given), self._names.index(rule.label)
+        meant = {number for number in before if not rule.when or self._names[number] in rule.when}
+        if rule.when and not meant:
+            return False
+        if rule.action == "add":
+            self.given.add(index)
+        elif rule.action == "relabel":
+            if meant:
+                self.given = (before - meant) | {index}
+        elif self._several:
+            self.given.discard(index)
+        else:
+            self._veto_the_only(index)
+        return self.given != before
+
+    def _veto_the_only(self, index: int) -> None:
+        """Takes away the one label that a text has: the best one that no rule took away stands, if there is one."""
+        self._vetoed.add(index)
+        if index in self.given and len(self._vetoed) < len(self._names):
+            left = [-np.inf if number in self._vetoed else score for number, score in enumerate(self._scores)]
+            self.given = {int(np.argmax(left))}
+
+
+def _means_entities(rule: Rule, task: Task) -> bool:
+    """Whether a rule acts on the entities. A name that is also a label's is an entity type only where one is added."""
+    return rule.label in task.entity_types and (rule.action == "add" or rule.label not in task.class_labels)
 
 
 def _on_entities(rule: Rule, entities: list[Tagged], start: int, end: int) -> tuple[list[Tagged], bool]:
@@ -192,18 +217,32 @@ def read_rules(file: Path, task: Task) -> RuleSet:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RulesInvalid(file, where, first["msg"].removeprefix("Value error, ")) from error
-    known = task.entity_types or task.labels
     names: set[str] = set()
     for rule in parsed.rule:
         if rule.name in names:
             raise RulesInvalid(file, rule.name, "two rules have this name")
         names.add(rule.name)
-        for label in (rule.label, *rule.when):
-            if label not in known:
-                raise RulesInvalid(file, rule.name, f"the model has no label {label!r}; it has {', '.join(known)}")
-        if rule.action == "add" and not task.entity_types:
-            raise RulesInvalid(file, rule.name, "a classifier has nothing to add to; use relabel")
+        if reason := _why_not(rule, task):
+            raise RulesInvalid(file, rule.name, reason)
     return RuleSet(parsed.rule, task)
+
+
+def _why_not(rule: Rule, task: Task) -> str:
+    """What keeps a rule from acting on the answers of a task; empty when nothing does."""
+    every = dict.fromkeys((*task.class_labels, *task.entity_types))
+    for label in (rule.label, *rule.when):
+        if label not in every:
+            return f"the model has no label {label!r}; it has {', '.join(every)}"
+    on_entities = _means_entities(rule, task)
+    if rule.label in task.entity_types and not on_entities:
+        return f"{rule.label!r} is a label and an entity type; which one is meant, only the action add tells"
+    for label in rule.when:
+        if label not in (task.entity_types if on_entities else task.class_labels):
+            kind = "entities" if on_entities else "labels"
+            return f"{rule.label!r} acts on {kind}, and {label!r} in when is none of them"
+    if rule.action == "add" and not on_entities and task.kind != "multi-label":
+        return "a classifier has nothing to add to; use relabel"
+    return ""
 
 
 class LiveRules:

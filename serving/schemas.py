@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from bundle.errors import MalformedRequest, RequestError
-from bundle.manifest import Parity, Quality, Source
+from bundle.manifest import Parity, Quality, Source, TaskKind
 from bundle.offsets import OffsetUnit
 from serving.classifier import Text
 
@@ -100,7 +100,7 @@ class PredictRequest(Strict):
     )
 
     inputs: Inputs = Field(description="one text, a list of texts, or a list of objects with text and pair")
-    top_k: int | None = Field(default=None, ge=1, description="labels to list per text; all when left out")
+    top_k: int | None = Field(default=None, ge=1, description='labels to list in "scores"; all when left out')
     return_windows: bool = Field(default=False, description="show what each window of a long text said")
     truncate: bool = Field(
         default=False, description="read only the first max_windows windows of a longer text instead of refusing it"
@@ -177,6 +177,18 @@ class LabelScore(BaseModel):
     score: float = Field(description="probability, 0 to 1")
 
 
+class GivenLabel(LabelScore):
+    """One of the labels that a text has."""
+
+    threshold: float = Field(description="the score from which this label is given")
+
+
+class WindowScore(LabelScore):
+    weight: float | None = Field(
+        default=None, description="the window's share in the pooled score of this label; multi-label tasks only"
+    )
+
+
 class WindowView(BaseModel):
     """What one window of a text read and said."""
 
@@ -186,8 +198,10 @@ class WindowView(BaseModel):
     begins: str = Field(description="its first characters")
     ends: str = Field(description="its last characters")
     tokens: int
-    weight: float | None = Field(default=None, description="its share in the pooled scores; classifiers only")
-    scores: list[LabelScore] | None = Field(default=None, description="its own scores; classifiers only")
+    weight: float | None = Field(
+        default=None, description="its share in the pooled scores; not of taggers, nor of multi-label tasks"
+    )
+    scores: list[WindowScore] | None = Field(default=None, description="its own scores; not of taggers")
 
 
 class EntityView(BaseModel):
@@ -226,17 +240,38 @@ class Labels(BaseModel):
     scores: list[LabelScore] = Field(description="the model's scores, best first")
 
 
+class GivenLabels(BaseModel):
+    labels: list[GivenLabel] = Field(
+        description="those that reach their thresholds, as the rules left them; best first, perhaps none"
+    )
+    scores: list[LabelScore] = Field(
+        description="the model's score of each label, a probability of its own; best first"
+    )
+
+
 class Entities(BaseModel):
     entities: list[EntityView] = Field(description="in reading order")
 
 
-# Two bases, the reading first: pydantic then writes the answer before how much was read.
+# Several bases, the reading first: pydantic then writes the answer before how much was read.
 class LabelPrediction(Reading, Labels):
     """A classifier's answer to one text."""
 
 
+class LabelsPrediction(Reading, GivenLabels):
+    """A multi-label classifier's answer to one text."""
+
+
 class EntityPrediction(Reading, Entities):
     """A tagger's answer to one text."""
+
+
+class LabelEntityPrediction(Reading, Entities, Labels):
+    """A multi-task model's answer to one text: its label, and its entities."""
+
+
+# None of these is the base of another, so that each is written with all of its fields and no more.
+Prediction: TypeAlias = LabelPrediction | LabelsPrediction | EntityPrediction | LabelEntityPrediction
 
 
 class Timing(BaseModel):
@@ -248,6 +283,24 @@ class Timing(BaseModel):
     total: float
 
 
+_LABEL: dict[str, Any] = {
+    "label": "positive",
+    "score": 0.91,
+    "scores": [{"label": "positive", "score": 0.91}, {"label": "neutral", "score": 0.07}],
+}
+_ENTITIES: dict[str, Any] = {"entities": [{"label": "LOC", "text": "北京", "start": 4, "end": 6, "score": 0.98}]}
+# An answer of each form, by an imagined model.
+_ANSWERS: dict[str, dict[str, Any]] = {
+    "news": _LABEL,
+    "topics": {
+        "labels": [{"label": "finance", "score": 0.83, "threshold": 0.45}],
+        "scores": [{"label": "finance", "score": 0.83}, {"label": "sports", "score": 0.04}],
+    },
+    "ner": _ENTITIES,
+    "desk": {**_LABEL, **_ENTITIES},
+}
+
+
 class PredictResponse(BaseModel):
     """The answers, in the order of the inputs."""
 
@@ -255,22 +308,13 @@ class PredictResponse(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "model": "news",
+                    "model": model,
                     "version": 1,
                     "format": "onnx_int8",
-                    "predictions": [
-                        {
-                            "label": "positive",
-                            "score": 0.91,
-                            "scores": [{"label": "positive", "score": 0.91}, {"label": "neutral", "score": 0.07}],
-                            "tokens": 31,
-                            "windows": 1,
-                            "covered": 1.0,
-                            "truncated": False,
-                        }
-                    ],
+                    "predictions": [{**answer, "tokens": 31, "windows": 1, "covered": 1.0, "truncated": False}],
                     "timing_ms": {"tokenize": 0.2, "infer": 6.1, "decode": 0.1, "total": 6.4},
                 }
+                for model, answer in _ANSWERS.items()
             ]
         }
     )
@@ -278,17 +322,21 @@ class PredictResponse(BaseModel):
     model: str
     version: int
     format: str = Field(description="the artifact that answered, such as onnx_int8")
-    predictions: list[LabelPrediction | EntityPrediction]
+    predictions: list[Prediction] = Field(description="one for each text; which fields it has follows from the task")
     timing_ms: Timing
 
 
 class ModelSummary(BaseModel):
     name: str
-    task: Literal["single-label", "text-pair", "token-classification"]
+    task: TaskKind
     version: int
     format: str
     precision: Literal["fp32", "fp16", "int8"]
-    labels: list[str] = Field(description="what an answer can name; entity types for a tagger")
+    labels: list[str] = Field(description="what an answer can name: labels of the text, then entity types")
+    entity_types: list[str] = Field(description="those of them that are types of entities; empty for a classifier")
+    thresholds: dict[str, float] = Field(
+        description="label → score from which it is given; empty unless the task is multi-label"
+    )
     max_tokens: int = Field(description="tokens in one window")
     max_windows: int = Field(description="windows of one text; beyond it 413")
 

@@ -16,16 +16,19 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from bundle.manifest import TaskKind
 from serving.app import make_app
 from serving.gateway import Gateway
 
 Say = Callable[[str], None]
 
 # What the start-up summary offers to try, by task.
-_TRY: dict[str, object] = {
+_TRY: dict[TaskKind, object] = {
     "single-label": "这家公司今年业绩大幅增长，股价创下新高。",
-    "token-classification": "王小明昨天从北京到上海参加了复旦大学的会议。",
+    "multi-label": "这家公司今年业绩大幅增长，股价创下新高。",
     "text-pair": [{"text": "怎么修改收货地址", "pair": "如何更改配送地址"}],
+    "token-classification": "王小明昨天从北京到上海参加了复旦大学的会议。",
+    "multi-task": "帮我订一张明天从北京到上海的机票。",
 }
 
 

@@ -7,11 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from bundle.decode import FloatArray
+from bundle.decode import Classified, FloatArray
 from bundle.offsets import OffsetUnit, converter
 from serving.catalogue import ServedModel
 from serving.classifier import Answer
-from serving.schemas import EntityPrediction, EntityView, LabelPrediction, LabelScore, RuleView, WindowView
+from serving.schemas import (
+    EntityPrediction,
+    EntityView,
+    GivenLabel,
+    LabelEntityPrediction,
+    LabelPrediction,
+    LabelScore,
+    LabelsPrediction,
+    Prediction,
+    RuleView,
+    WindowScore,
+    WindowView,
+)
 
 # Characters of a window's first and last words in an answer.
 EDGE = 12
@@ -26,9 +38,9 @@ class Shape:
     offset_unit: OffsetUnit = "codepoint"
 
 
-def prediction_of(model: ServedModel, answer: Answer, shape: Shape) -> LabelPrediction | EntityPrediction:
+def prediction_of(model: ServedModel, answer: Answer, shape: Shape) -> Prediction:
     """One answer as it travels."""
-    encoded, found = answer.encoded, answer.classified
+    encoded, found, task = answer.encoded, answer.classified, model.manifest.task
     reading: dict[str, Any] = {
         "tokens": encoded.tokens,
         "windows": len(encoded.windows),
@@ -38,26 +50,40 @@ def prediction_of(model: ServedModel, answer: Answer, shape: Shape) -> LabelPred
         "rules": _rules(answer, shape) or None,
     }
     if found is None:
-        text = answer.text.text
-        at = converter(text, shape.offset_unit)
-        entities = [
-            EntityView(
-                label=item.label,
-                text=text[item.start : item.end],
-                start=at(item.start),
-                end=at(item.end),
-                score=round(item.score, 6),
+        return EntityPrediction(entities=_entities(answer, shape), **reading)
+    scores = [
+        LabelScore(label=task.labels[index], score=_short(found.scores[index]))
+        for index in _ranked(found.scores, shape.top_k)
+    ]
+    if task.kind == "multi-label":
+        given = [
+            GivenLabel(
+                label=task.labels[index], score=_short(found.scores[index]), threshold=_short(model.thresholds[index])
             )
-            for item in answer.tagged
+            for index in _ranked(found.scores)
+            if index in answer.chosen
         ]
-        return EntityPrediction(entities=entities, **reading)
-    scores = _ranked(model, found.scores, shape.top_k)
-    return LabelPrediction(
-        label=model.manifest.task.labels[answer.label],
-        score=round(float(found.scores[answer.label]), 6),
-        scores=scores,
-        **reading,
-    )
+        return LabelsPrediction(labels=given, scores=scores, **reading)
+    (label,) = answer.chosen
+    best: dict[str, Any] = {"label": task.labels[label], "score": _short(found.scores[label]), "scores": scores}
+    if task.tags:
+        return LabelEntityPrediction(entities=_entities(answer, shape), **best, **reading)
+    return LabelPrediction(**best, **reading)
+
+
+def _entities(answer: Answer, shape: Shape) -> list[EntityView]:
+    text = answer.text.text
+    at = converter(text, shape.offset_unit)
+    return [
+        EntityView(
+            label=item.label,
+            text=text[item.start : item.end],
+            start=at(item.start),
+            end=at(item.end),
+            score=_short(item.score),
+        )
+        for item in answer.tagged
+    ]
 
 
 def _rules(answer: Answer, shape: Shape) -> list[RuleView]:
@@ -75,11 +101,13 @@ def _rules(answer: Answer, shape: Shape) -> list[RuleView]:
     ]
 
 
-def _ranked(model: ServedModel, scores: FloatArray, top_k: int | None) -> list[LabelScore]:
-    """Labels, best first; equal scores in label order, as argmax has it."""
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    labels = model.manifest.task.labels
-    return [LabelScore(label=labels[index], score=round(float(scores[index]), 6)) for index in order]
+def _ranked(scores: FloatArray, top_k: int | None = None) -> list[int]:
+    """Label indexes, best first; equal scores in label order, as argmax has it."""
+    return [int(index) for index in np.argsort(-scores, kind="stable")[:top_k]]
+
+
+def _short(value: float) -> float:
+    return round(float(value), 6)
 
 
 def _windows(model: ServedModel, answer: Answer, shape: Shape) -> list[WindowView]:
@@ -96,8 +124,21 @@ def _windows(model: ServedModel, answer: Answer, shape: Shape) -> list[WindowVie
                 begins=read[:EDGE],
                 ends=read[-EDGE:],
                 tokens=window.last - window.first,
-                weight=None if found is None else round(float(found.weights[number]), 6),
-                scores=None if found is None else _ranked(model, found.window_scores[number], shape.top_k),
+                weight=_short(found.weights[number]) if found and found.weights.ndim == 1 else None,
+                scores=_window_scores(model, found, number, shape.top_k) if found else None,
             )
         )
     return views
+
+
+def _window_scores(model: ServedModel, found: Classified, window: int, top_k: int | None) -> list[WindowScore]:
+    """What one window says of each label; of a multi-label task, with its weight in that label's own pool."""
+    scores = found.window_scores[window]
+    return [
+        WindowScore(
+            label=model.manifest.task.labels[index],
+            score=_short(scores[index]),
+            weight=_short(found.weights[window, index]) if found.weights.ndim == 2 else None,
+        )
+        for index in _ranked(scores, top_k)
+    ]

@@ -146,7 +146,9 @@ def _summary(model: ServedModel) -> ModelSummary:
         version=model.manifest.version,
         format=model.format,
         precision=model.artifact.precision,
-        labels=list(task.entity_types or task.labels),
+        labels=[*task.class_labels, *task.entity_types],
+        entity_types=list(task.entity_types),
+        thresholds=dict(zip(task.labels, model.thresholds, strict=True)) if task.kind == "multi-label" else {},
         max_tokens=model.manifest.text.max_tokens,
         max_windows=model.max_windows,
     )

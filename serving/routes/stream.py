@@ -21,13 +21,13 @@ from starlette.types import Receive, Scope, Send
 from bundle.errors import LimitExceeded, RequestError, SlipwayError
 from bundle.offsets import OffsetUnit
 from serving.catalogue import ServedModel
-from serving.classifier import Answer, Text, check_kind
+from serving.classifier import Answer, Text, check_texts
 from serving.door import log
 from serving.errors import kind_of, problem_body
 from serving.gateway import Gateway
 from serving.routes import gateway_of
 from serving.routes.native import problems
-from serving.schemas import EntityPrediction, LabelPrediction, Problem, parse_line
+from serving.schemas import Prediction, Problem, parse_line
 from serving.views import Shape, prediction_of
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -51,7 +51,7 @@ class StreamAnswer(BaseModel):
 
     index: int = Field(description="number of the input line, from 0; blank lines are not counted")
     id: str | int | None = Field(default=None, description="as the input line gave it")
-    prediction: LabelPrediction | EntityPrediction | None = None
+    prediction: Prediction | None = None
     error: Problem | None = None
 
 
@@ -150,7 +150,7 @@ class _Answers(Response):
             item = parse_line(raw)
             line.id = item.id
             text = Text(item.text, item.pair, "line.text")
-            check_kind(self._model, [text])
+            check_texts(self._model, [text])
             line.text = text
         except SlipwayError as error:
             self._refuse(line, error)

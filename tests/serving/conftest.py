@@ -95,15 +95,20 @@ def eventually(condition, seconds: float = 60.0) -> None:  # type: ignore[no-unt
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `make export` leaves it: four bundles, and a Triton repository beside it."""
+    """A folder as `make export` leaves it: a bundle of each task, and a Triton repository beside it."""
     root = tmp_path_factory.mktemp("serving")
-    for name, kind, precision in (
-        ("news", "single-label", "fp32"),
-        ("news-int8", "single-label", "int8"),
-        ("ner", "token-classification", "fp32"),
-        ("pairs", "text-pair", "fp32"),
+    places = {
+        name: root / "artifacts" / name / "bundle" for name in ("news", "news-int8", "ner", "pairs", "topics", "desk")
+    }
+    for bundle in (
+        make_bundle(places["news"], "news", "single-label"),
+        make_bundle(places["news-int8"], "news-int8", "single-label", precision="int8"),
+        make_bundle(places["ner"], "ner", "token-classification"),
+        make_bundle(places["pairs"], "pairs", "text-pair"),
+        # These weights give some texts no label, some one, some several.
+        make_bundle(places["topics"], "topics", "multi-label", seed=2),
+        make_bundle(places["desk"], "desk", "multi-task"),
     ):
-        bundle = make_bundle(root / "artifacts" / name / "bundle", name, kind, precision=precision)  # type: ignore[arg-type]
         write_repository(bundle, root / "model_repository")
     return root / "artifacts"
 

@@ -29,7 +29,7 @@ class Moody(OnnxEngine):
         super().__init__(threads=1)
         self.shapes: list[tuple[int, ...]] = []
 
-    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> FloatArray:
+    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         self.shapes.append(input_ids.shape)
         if self.failure:
             raise self.failure
@@ -149,20 +149,21 @@ def test_a_stopping_server_is_alive_and_not_ready(bundles: Path) -> None:
     assert ready.json()["models"]["news"] == "the server is stopping"
 
 
-def test_logits_of_each_window_come_back_in_its_own_place(bundles: Path) -> None:
-    """The gateway's grouping and sorting against one plain run per window."""
+def test_every_output_of_each_window_comes_back_in_its_own_place(bundles: Path) -> None:
+    """The gateway's grouping and sorting against one plain run per window, of a model with two outputs."""
 
     async def both() -> list[tuple[FloatArray, FloatArray]]:
         gateway = Gateway(Settings(bundles=bundles, engine="onnx"))
         await gateway.start()
-        model = gateway.models["ner"]
+        model = gateway.models["desk"]
         encoded = [model.encoder.encode(text) for text in ("好" * 90, "中国", "王学在北京。" * 9)]
         together = await gateway.classifier.infer(model, encoded)
         pairs = []
         for item, found in zip(encoded, together, strict=True):
-            for row, values in zip(model.encoder.rows(item), found.logits, strict=True):
-                alone = await gateway.engine.infer(model, row.ids[None], row.types[None])
-                pairs.append((values, alone[0][row.content]))
+            for number, row in enumerate(model.encoder.rows(item)):
+                label, tokens = await gateway.engine.infer(model, row.ids[None], row.types[None])
+                pairs.append((found.logits[number], label[0]))
+                pairs.append((found.token_logits[number], tokens[0][row.content]))
         await gateway.stop()
         return pairs
 

@@ -19,7 +19,7 @@ TEXTS = [
     "坏",
     LONG,
     "😀我们在北京😀，\u202eabc 123\u202c。 שלום",
-    "a\u0000b 你好",
+    "a\u0007b 你好",
     "ABC  跌落\n\n大跌",
     "生僻字龘靐齉，未知符号€",
     "x" * 3000,
@@ -43,7 +43,7 @@ def same(left: object, right: object) -> bool:
     return left == right
 
 
-@pytest.mark.parametrize("model", ["news", "news-int8", "ner"])
+@pytest.mark.parametrize("model", ["news", "news-int8", "ner", "topics", "desk"])
 def test_both_engines_give_the_same_answers(onnx_server: Server, triton_server: Server, model: str) -> None:
     found = [ask(server, model, inputs=TEXTS, return_windows=True) for server in (onnx_server, triton_server)]
 
@@ -58,7 +58,7 @@ def test_both_engines_give_the_same_answers_to_pairs(onnx_server: Server, triton
         assert same(found[0]["predictions"], found[1]["predictions"])
 
 
-@pytest.mark.parametrize("model", ["news", "news-int8", "ner"])
+@pytest.mark.parametrize("model", ["news", "news-int8", "ner", "topics", "desk"])
 def test_an_answer_does_not_depend_on_what_else_is_asked(triton_server: Server, model: str) -> None:
     together = ask(triton_server, model, inputs=TEXTS)["predictions"]
     alone = [ask(triton_server, model, inputs=text)["predictions"][0] for text in TEXTS]
@@ -107,6 +107,46 @@ def test_the_answer_has_the_documented_fields(onnx_server: Server) -> None:
     assert prediction["tokens"] == 4
 
 
+def test_a_text_may_have_several_labels_each_with_its_threshold(onnx_server: Server) -> None:
+    thresholds = {"财经": 0.4, "地方": 0.5, "人物": 0.6, "天气": 0.5}
+    answers = ask(onnx_server, "topics", inputs=TEXTS)["predictions"]
+
+    assert len({len(answer["labels"]) for answer in answers}) > 2
+    for answer in answers:
+        assert set(answer) == {"labels", "scores", "tokens", "windows", "covered", "truncated"}
+        assert {item["label"] for item in answer["scores"]} == set(thresholds)
+        reached = [item for item in answer["scores"] if item["score"] >= thresholds[item["label"]]]
+        assert answer["labels"] == [{**item, "threshold": thresholds[item["label"]]} for item in reached]
+    # top_k shortens the list of scores, never the answer.
+    cut = ask(onnx_server, "topics", inputs=TEXTS, top_k=1)["predictions"]
+    assert [len(answer["scores"]) for answer in cut] == [1] * len(TEXTS)
+    assert [answer["labels"] for answer in cut] == [answer["labels"] for answer in answers]
+
+
+def test_windows_of_several_labels_weigh_in_each_labels_own_pool(onnx_server: Server) -> None:
+    (answer,) = ask(onnx_server, "topics", inputs=LONG, return_windows=True)["predictions"]
+
+    windows = answer["window_list"]
+    assert len(windows) > 1 and all("weight" not in window for window in windows)
+    for label in answer["scores"]:
+        own = [item for window in windows for item in window["scores"] if item["label"] == label["label"]]
+        assert sum(item["weight"] for item in own) == pytest.approx(1, abs=1e-5)
+        assert sum(item["weight"] * item["score"] for item in own) == pytest.approx(label["score"], abs=1e-5)
+
+
+def test_one_answer_has_a_label_and_entities(onnx_server: Server) -> None:
+    (answer,) = ask(onnx_server, "desk", inputs=LONG, return_windows=True)["predictions"]
+
+    assert list(answer)[:4] == ["label", "score", "scores", "entities"]
+    assert answer["label"] == answer["scores"][0]["label"] and answer["score"] == answer["scores"][0]["score"]
+    assert answer["entities"]
+    assert all(LONG[item["start"] : item["end"]] == item["text"] for item in answer["entities"])
+    assert {item["label"] for item in answer["entities"]} <= {"PER", "LOC"}
+    windows = answer["window_list"]
+    assert sum(window["weight"] for window in windows) == pytest.approx(1, abs=1e-4)
+    assert all("weight" not in item for window in windows for item in window["scores"])
+
+
 def test_entities_are_cut_from_the_callers_own_text(onnx_server: Server) -> None:
     text = "😀 王学 在北京。ABC" + LONG
     (answer,) = ask(onnx_server, "ner", inputs=[text])["predictions"]
@@ -153,10 +193,21 @@ def test_models_are_listed_and_described(http: httpx.Client) -> None:
         ("news-int8", "single-label", 1, "onnx_int8"),
         ("ner", "token-classification", 1, "onnx_fp32"),
         ("pairs", "text-pair", 1, "onnx_fp32"),
+        ("topics", "multi-label", 1, "onnx_fp32"),
+        ("desk", "multi-task", 1, "onnx_fp32"),
     }
 
+    named = {item["name"]: (item["labels"], item["entity_types"], item["thresholds"]) for item in models}
+    assert named["news"] == (["负面", "中性", "正面"], [], {})
+    assert named["topics"] == (
+        ["财经", "地方", "人物", "天气"],
+        [],
+        {"财经": 0.4, "地方": 0.5, "人物": 0.6, "天气": 0.5},
+    )
+    assert named["desk"] == (["询问", "预订", "抱怨", "PER", "LOC"], ["PER", "LOC"], {})
+
     detail = http.get("/v1/models/ner").json()
-    assert detail["labels"] == ["PER", "LOC"]
+    assert detail["labels"] == detail["entity_types"] == ["PER", "LOC"]
     assert detail["text"]["max_windows"] == 8
     assert detail["licences"]["data"]["licence"] == "CC0-1.0"
     assert detail["formats"]["onnx_fp32"]["published"] is True

@@ -162,7 +162,7 @@ def test_the_summary_tells_the_models_and_a_request_to_try_that_works(onnx_serve
     lines = onnx_server.output.splitlines()
     curls = [line.strip() for line in lines if line.strip().startswith("curl ")]
 
-    assert len(curls) == 4
+    assert len(curls) == 6
     assert any("news: single-label, version 1, onnx_fp32" in line for line in lines)
     for curl in curls:
         url, body = curl.removeprefix("curl -s ").split(" -d ")
