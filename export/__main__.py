@@ -78,7 +78,7 @@ def run(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Largest loss of macro-F1 (entity F1) of INT8; default: the recipe's, or 0.01."
+            min=0, max=1, help="Largest loss of macro-F1 or entity F1 of INT8; default: the recipe's, or 0.01."
         ),
     ] = None,
     min_agreement: Annotated[
@@ -216,7 +216,8 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
     published = bundle.manifest.published
     console.print(
         "diff: of a logit from the trained model on the golden rows, at most; golden: golden rows answered "
-        "alike; dev: macro-F1 (a tagger's F1) on so many rows; agree: share answered as the reference; ms: a window",
+        "alike; dev: macro-F1 (tagger: F1; two heads: mean) on so many rows; agree: share "
+        "answered as the reference; ms: a window",
         style="dim",
         highlight=False,
     )

@@ -5,7 +5,7 @@ batches. Each stands in a process of its own with the same number of threads. Ro
 each candidate once, in a seeded random order, so that a slow minute of the machine hits all of them alike. Before
 anything is timed, each must reproduce the golden rows: a bench of a wrong graph is void.
 
-A latency is numpy arrays in, numpy logits out, without tokenizing; what callers see is the load test's question.
+A latency is numpy arrays in, numpy arrays out, without tokenizing; what callers see is the load test's question.
 """
 
 from __future__ import annotations
@@ -178,13 +178,13 @@ def time_cell(
     reference: list[Any] = []
     for candidate in list(racing):
         spent = 0.0
-        logits: list[Any] = []
+        outputs: list[Any] = []
         for number in range(max(effort.warmups, len(cell.inputs))):
             spent, found = candidate.time(*cell.inputs[number % len(cell.inputs)])
-            logits.append(found)
+            outputs += found
         candidate.pace, cost[candidate.name] = spent / cell.size, spent
-        reference = reference or (logits if candidate.artifact.precision == "fp32" else [])
-        _agree(candidate, cell, logits, reference)
+        reference = reference or (outputs if candidate.artifact.precision == "fp32" else [])
+        _agree(candidate, cell, outputs, reference)
         if spent > effort.slowest_call:
             left_out[candidate.name] = f"{spent:.1f} s a call, the limit is {effort.slowest_call:g} s"
             racing.remove(candidate)
@@ -210,10 +210,11 @@ def _rounds(round_cost: float, effort: Effort, allowance: float, *, warm: bool =
     return min(effort.rounds, int(allowance / round_cost) - (0 if warm else effort.warmups))
 
 
-def _agree(candidate: Candidate, cell: Cell, logits: list[Any], reference: list[Any]) -> None:
+def _agree(candidate: Candidate, cell: Cell, outputs: list[Any], reference: list[Any]) -> None:
+    """Compares the outputs of a cell's calls, one after the other, with those of the first float32 candidate."""
     import numpy as np
 
-    for found, wanted in zip(logits, reference, strict=False):
+    for found, wanted in zip(outputs, reference, strict=False):
         if not np.isfinite(found).all():
             raise ParityFailed(candidate.name, "the other forms", f"at {cell.label} a logit is not finite")
         if found.shape != wanted.shape:

@@ -78,12 +78,12 @@ def main(
                 encoded, encoder, run, batch_tokens=4096 if artifact.batch_invariant else 1, progress=progress
             )
             seconds[name] = round(time.monotonic() - begin, 1)
-        answers[name] = answers_of(found, manifest.task, manifest.text.pooling)
-        metrics[name] = metrics_of(rows, found, manifest.task, manifest.text.pooling)
+        answers[name] = answers_of(found, manifest.task, manifest.text.joining)
+        metrics[name] = metrics_of(rows, found, manifest.task, manifest.text.joining)
     reference = "paddle" if paddle else forms[0]
     agreements = {name: agreement(answers[reference], answers[name]) for name in answers}
     _show(console, metrics, agreements, seconds, reference)
-    if compare_long and manifest.task.kind != "token-classification":
+    if compare_long and manifest.task.kind in ("single-label", "text-pair"):
         # The last form stands for all: it is what is served, or what served fp32 agrees with.
         buckets = compare(rows, found, manifest.task)
         _show_long(console, buckets, manifest.text.pooling)

@@ -50,8 +50,8 @@ class Candidate:
     # Seconds per token of the last cell, from which the next one's cost is guessed.
     pace: float = 0.0
 
-    def time(self, ids: IntArray, types: IntArray) -> tuple[float, FloatArray]:
-        """Seconds and logits of one call.
+    def time(self, ids: IntArray, types: IntArray) -> tuple[float, list[FloatArray]]:
+        """Seconds and outputs of one call.
 
         Raises:
             ExportError: the process died or the runtime failed.
@@ -63,11 +63,11 @@ class Candidate:
             raise ExportError(f"{self.name}: its process died: {_last_line(self.log)}") from error
         if isinstance(answer, str):
             raise ExportError(f"{self.name}: {answer}")
-        seconds, logits = answer
-        return seconds, logits
+        seconds, outputs = answer
+        return seconds, outputs
 
-    def run(self, ids: IntArray, types: IntArray) -> FloatArray:
-        """Logits of one call."""
+    def run(self, ids: IntArray, types: IntArray) -> list[FloatArray]:
+        """Outputs of one call, in the signature's order."""
         return self.time(ids, types)[1]
 
     def close(self) -> None:
@@ -86,18 +86,14 @@ def open_paddle(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
     import paddle
     from paddlenlp import transformers
 
-    from export.to_static import ARCHITECTURES
+    from export.architectures import arrays_of, class_of
 
-    if job["architecture"] not in ARCHITECTURES:
-        raise ExportError(f"{job['architecture']} is not on the list of architectures")
-    model = getattr(transformers, job["architecture"]).from_pretrained(str(Path(job["file"]).parent))
+    model = class_of(transformers, job["architecture"]).from_pretrained(str(Path(job["file"]).parent))
     model.eval()
 
     def run(ids: Any, types: Any) -> Any:
         with paddle.no_grad():
-            logits = model(paddle.to_tensor(ids), paddle.to_tensor(types))
-        # Some heads return a tuple where a tensor is expected.
-        return (logits[0] if isinstance(logits, (tuple, list)) else logits).numpy()
+            return arrays_of(model(paddle.to_tensor(ids), paddle.to_tensor(types)), len(job["outputs"]))
 
     return run
 
@@ -121,13 +117,13 @@ def open_paddle_inference(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
         config.disable_mkldnn()
     predictor = inference.create_predictor(config)
     handles = [predictor.get_input_handle(name) for name in job["inputs"]]
-    output = predictor.get_output_handle(predictor.get_output_names()[0])
+    outputs = [predictor.get_output_handle(name) for name in predictor.get_output_names()[: len(job["outputs"])]]
 
     def run(*arrays: Any) -> Any:
         for handle, array in zip(handles, arrays, strict=True):
             handle.copy_from_cpu(array)
         predictor.run()
-        return output.copy_to_cpu()
+        return [output.copy_to_cpu() for output in outputs]
 
     return run
 
@@ -145,7 +141,7 @@ def open_onnx(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
     session = ort.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
 
     def run(*arrays: Any) -> Any:
-        return session.run([job["output"]], dict(zip(job["inputs"], arrays, strict=True)))[0]
+        return session.run(job["outputs"], dict(zip(job["inputs"], arrays, strict=True)))
 
     return run
 
@@ -167,8 +163,8 @@ def stand(pipe: Connection, job: dict[str, Any]) -> None:
     while (batch := pipe.recv()) is not None:
         try:
             start = time.perf_counter()
-            logits = run(*batch)
-            answer: object = (time.perf_counter() - start, logits)
+            outputs = run(*batch)
+            answer: object = (time.perf_counter() - start, outputs)
         except Exception as error:
             answer = _one_line(error)
         pipe.send(answer)
@@ -259,7 +255,7 @@ class Stand:
                     "weights": str(self.bundle.path(weights[0])) if weights else "",
                     "architecture": manifest.made.architecture,
                     "inputs": [tensor.name for tensor in manifest.signature.inputs],
-                    "output": manifest.signature.outputs[0].name,
+                    "outputs": [tensor.name for tensor in manifest.signature.outputs],
                     "threads": self.threads,
                     "onednn": name.endswith("_onednn"),
                     "log": str(log),

@@ -18,8 +18,19 @@ from pydantic import JsonValue
 from bundle.encode import Encoded, Encoder
 from bundle.folder import Bundle, write_atomic
 from bundle.manifest import Artifact, Quality
-from bundle.metrics import ClassRow, confusion, entity_scores, per_class
-from bundle.predict import Predicted, Run, agreement, answers_of, encode_rows, metrics_of, predict
+from bundle.metrics import ClassRow
+from bundle.predict import (
+    Predicted,
+    Run,
+    agreement,
+    answers_of,
+    classes_of,
+    encode_rows,
+    gold_of,
+    predict,
+    readable,
+    scores_of,
+)
 from bundle.rows import Row, read_rows
 from export.artifact import amend, identity, source_of
 from export.journal import Journal
@@ -36,8 +47,8 @@ class Tolerance:
     """What INT8 may lose.
 
     Attributes:
-        max_drop: largest loss of the headline figure (macro-F1, or entity F1 of a tagger), as a fraction: 0.01 is
-            one point.
+        max_drop: largest loss of a headline figure (macro-F1, entity F1 of a tagger, both of a multi-task model), as a
+            fraction: 0.01 is one point.
         min_agreement: smallest share of dev rows that INT8 answers as fp32 does.
     """
 
@@ -107,22 +118,15 @@ class DevSplit:
 
     def _measured(self, found: list[Predicted], reference: Sequence[object] | None) -> Measured:
         manifest = self.bundle.manifest
-        task, pooling = manifest.task, manifest.text.pooling
-        answers = answers_of(found, task, pooling)
+        task = manifest.task
+        answers = answers_of(found, task, manifest.text.joining)
         quality = Quality(
             split="dev",
             rows=len(self.rows),
-            metrics=metrics_of(self.rows, found, task, pooling),
+            metrics=scores_of(self.rows, answers, task),
             agreement=None if reference is None else agreement(reference, answers),
         )
-        if task.kind == "token-classification":
-            gold = [[(item.start, item.end, item.label) for item in row.entities or ()] for row in self.rows]
-            classes = entity_scores(gold, [list(answer) for answer in answers])  # type: ignore[call-overload]
-        else:
-            index = {label: number for number, label in enumerate(task.labels)}
-            table = confusion([index[row.label or ""] for row in self.rows], answers, len(task.labels))  # type: ignore[arg-type]
-            classes = per_class(table, task.labels)
-        return Measured(quality, classes, answers)
+        return Measured(quality, classes_of(self.rows, answers, task), answers)
 
     def measure_artifact(
         self, name: str, journal: Journal, bundle: Bundle, reference: Sequence[object] | None = None
@@ -140,21 +144,21 @@ class DevSplit:
         )
 
 
-def headline(metrics: dict[str, float]) -> str:
-    """The figure that is judged: ``macro_f1`` of a classifier, ``f1`` of a tagger."""
-    return "macro_f1" if "macro_f1" in metrics else "f1"
+def headlines(metrics: dict[str, float]) -> list[str]:
+    """The figures that are judged: ``macro_f1`` of a classifier, ``f1`` of a tagger, both of a multi-task model."""
+    return [name for name in ("macro_f1", "f1") if name in metrics]
 
 
 def judge(fp32: Quality, int8: Quality, tolerance: Tolerance) -> list[str]:
     """Why INT8 may not be served; empty if it may."""
     reasons: list[str] = []
-    name = headline(fp32.metrics)
-    drop = fp32.metrics[name] - int8.metrics[name]
-    if drop > tolerance.max_drop + 1e-9:
-        reasons.append(
-            f"{name} falls by {100 * drop:.2f} points ({fp32.metrics[name]:.4f} to {int8.metrics[name]:.4f}); "
-            f"{100 * tolerance.max_drop:g} are allowed"
-        )
+    for name in headlines(fp32.metrics):
+        drop = fp32.metrics[name] - int8.metrics[name]
+        if drop > tolerance.max_drop + 1e-9:
+            reasons.append(
+                f"{name} falls by {100 * drop:.2f} points ({fp32.metrics[name]:.4f} to {int8.metrics[name]:.4f}); "
+                f"{100 * tolerance.max_drop:g} are allowed"
+            )
     share = int8.agreement if int8.agreement is not None else 0.0
     if share < tolerance.min_agreement - 1e-9:
         reasons.append(
@@ -247,11 +251,7 @@ def _figures(measured: Measured) -> dict[str, JsonValue]:
 
 def _changed(rows: list[Row], fp32: Measured, int8: Measured, bundle: Bundle) -> dict[str, JsonValue]:
     """Rows whose answer is another in INT8: their number in the dev split, gold label and both answers."""
-    labels = bundle.manifest.task.labels
-
-    def shown(answer: object) -> JsonValue:
-        return labels[answer] if isinstance(answer, int) else [list(span) for span in answer]  # type: ignore[attr-defined]
-
+    task = bundle.manifest.task
     found: list[JsonValue] = []
     count = 0
     for number, (row, left, right) in enumerate(zip(rows, fp32.answers, int8.answers, strict=True)):
@@ -259,9 +259,9 @@ def _changed(rows: list[Row], fp32: Measured, int8: Measured, bundle: Bundle) ->
             continue
         count += 1
         if len(found) < LISTED_ROWS:
-            gold: JsonValue = row.label or [[item.start, item.end, item.label] for item in row.entities or ()]
             text = row.text[:80] + ("…" if len(row.text) > 80 else "")
-            found.append({"row": number, "text": text, "gold": gold, FP32: shown(left), INT8: shown(right)})
+            both = {FP32: readable(left, task), INT8: readable(right, task)}
+            found.append({"row": number, "text": text, "gold": gold_of(row, task), **both})
     return {"count": count, "first": found}
 
 

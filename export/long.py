@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bundle.decode import POOLINGS, softmax
-from bundle.manifest import Pooling, Task
+from bundle.manifest import Joining, Pooling, Task
 from bundle.predict import Predicted, scores_of
 from bundle.rows import Row
 
@@ -47,12 +47,12 @@ def compare(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> list
     """
     windows = np.array([len(item.logits) for item in found])
     ways: dict[str, np.ndarray[Any, Any]] = {
-        "head": np.array([item.classified("first").label for item in found]),
+        "head": np.array([_label(item, task, "first") for item in found]),
         "head+tail": np.array([_ends(item) for item in found]),
     }
     for pooling in POOLINGS:
         if pooling != "first":
-            ways[pooling] = np.array([_label(item, pooling) for item in found])
+            ways[pooling] = np.array([_label(item, task, pooling) for item in found])
     buckets = []
     places = [(bucket_name(*bounds), (windows >= bounds[0]) & (windows <= bounds[1])) for bounds in BUCKETS]
     for name, chosen in [*places, ("all", windows > 0)]:
@@ -63,8 +63,8 @@ def compare(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> list
     return buckets
 
 
-def _label(item: Predicted, pooling: Pooling) -> int:
-    return item.classified(pooling).label
+def _label(item: Predicted, task: Task, pooling: Pooling) -> int:
+    return item.classified(task, Joining(pooling=pooling)).label
 
 
 def _ends(item: Predicted) -> int:

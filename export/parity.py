@@ -16,7 +16,7 @@ from bundle.encode import Encoder, pad
 from bundle.errors import BundleError, ParityFailed
 from bundle.folder import Bundle
 from bundle.golden import Golden, check_ids, compare, read_golden
-from bundle.manifest import Parity, Signature
+from bundle.manifest import Parity, Signature, signature_of
 from bundle.predict import Predicted, Run, encode_rows, predict
 from bundle.rows import Row
 
@@ -65,7 +65,7 @@ class GoldenRows:
                 self.rows,
                 found,
                 manifest.task,
-                manifest.text.pooling,
+                manifest.text.joining,
                 reference=REFERENCE,
                 tolerance=tolerance or 0.0,
             )
@@ -129,9 +129,9 @@ def check_axes(name: str, run: Run, golden: GoldenRows) -> None:
         ParityFailed: an axis is not free, a shape is wrong, or padding or neighbours leak into a row.
     """
     manifest = golden.bundle.manifest
-    labels, pad_id = len(manifest.task.labels), manifest.text.pad_id
+    pad_id, outputs = manifest.text.pad_id, signature_of(manifest.task).outputs
     window = golden.encoder.row(golden.encoded[0], 0)
-    alone = run(*pad([window], pad_id))[0]
+    alone = [values[0] for values in run(*pad([window], pad_id))]
     longest = manifest.text.max_tokens
     rng = np.random.default_rng(0)
     for windows, tokens in ((1, len(window.ids)), (1, longest), (2, longest - 1), (5, max(len(window.ids), 9))):
@@ -141,20 +141,23 @@ def check_axes(name: str, run: Run, golden: GoldenRows) -> None:
         ids[-1, : len(window.ids)] = window.ids
         types[-1, : len(window.ids)] = window.types
         try:
-            logits = run(ids, types)
+            found = run(ids, types)
         except Exception as error:  # whatever the runtime raises, the axis is not free
             raise ParityFailed(name, "the manifest", f"does not run at {windows} x {tokens}: {error}") from error
-        wanted = (windows, tokens, labels) if manifest.task.kind == "token-classification" else (windows, labels)
-        if logits.shape != wanted:
-            raise ParityFailed(name, "the manifest", f"{windows} x {tokens} gives shape {logits.shape}, not {wanted}")
-        here = logits[-1][: len(alone)] if logits.ndim == 3 else logits[-1]
-        worst = float(np.abs(here - alone).max())
-        if worst > FP32_TOLERANCE:
-            raise ParityFailed(
-                name,
-                "itself alone",
-                f"padded to {tokens} tokens in a batch of {windows}, a logit moves by {worst:.3g}",
-            )
+        size = {"windows": windows, "tokens": tokens}
+        for tensor, values, before in zip(outputs, found, alone, strict=True):
+            wanted = tuple(size[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
+            if values.shape != wanted:
+                reason = f"{windows} x {tokens} gives {tensor.name} the shape {values.shape}, not {wanted}"
+                raise ParityFailed(name, "the manifest", reason)
+            here = values[-1][: len(before)] if values.ndim == 3 else values[-1]
+            worst = float(np.abs(here - before).max())
+            if worst > FP32_TOLERANCE:
+                raise ParityFailed(
+                    name,
+                    "itself alone",
+                    f"padded to {tokens} tokens in a batch of {windows}, a logit moves by {worst:.3g}",
+                )
 
 
 def check_onnx(name: str, path: Path | bytes, golden: GoldenRows, tolerance: float = FP32_TOLERANCE) -> Parity:

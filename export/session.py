@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,12 +39,10 @@ def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime
 def run_of(session: onnxruntime.InferenceSession, signature: Signature) -> Run:
     """The session as the function that `bundle.predict` calls."""
     names = [tensor.name for tensor in signature.inputs]
-    output = signature.outputs[0].name
+    outputs = [tensor.name for tensor in signature.outputs]
 
-    def run(ids: IntArray, types: IntArray) -> FloatArray:
-        values: list[Any] = session.run([output], dict(zip(names, (ids, types), strict=True)))
-        logits: FloatArray = np.asarray(values[0])
-        return logits
+    def run(ids: IntArray, types: IntArray) -> list[FloatArray]:
+        return run_outputs(session, outputs, dict(zip(names, (ids, types), strict=True)))
 
     return run
 

@@ -1,8 +1,7 @@
 """Fused float32 → INT8: integer matrix products with float32 around them.
 
 What becomes integer: the packed QKV product of every Attention, its output projection and both feed-forward products.
-What stays float32: attention scores and Softmax, norms, Gelu, embeddings and the classification head, which are cheap
-and sensitive.
+What stays float32: attention scores and Softmax, norms, Gelu, embeddings and the heads, which are cheap and sensitive.
 
 Weights are signed, one scale per output column, and use 7 of their 8 bits: two products of an unsigned and a signed
 8-bit number may overflow the 16-bit sum that plain AVX2 has for them, at 7 bits they cannot. So the same file gives
@@ -48,7 +47,7 @@ from bundle.predict import Predicted, Progress, agreement, answers_of, batches, 
 from bundle.rows import read_rows
 from export.artifact import adopt, is_current, source_of, workplace
 from export.fuse import architecture_of
-from export.gate import DevSplit, Measured, Tolerance, headline, judge
+from export.gate import DevSplit, Measured, Tolerance, headlines, judge
 from export.graph import CONTRIB, Array, Graph, attribute
 from export.journal import Journal
 from export.parity import GoldenRows, check_session
@@ -252,11 +251,11 @@ def _choose(bench: Bench, dev: DevSplit, tolerance: Tolerance, journal: Journal)
             return partial, tried
     if not dynamic.measured and passes(dynamic):
         return dynamic, tried
-    figure = headline(reference.quality.metrics)
+    figures = headlines(reference.quality.metrics)
 
     def rank(item: Candidate) -> tuple[float, float]:
         quality = item.measured.quality if item.measured else None
-        return (quality.agreement or 0.0, quality.metrics[figure]) if quality else (-1.0, 0.0)
+        return (quality.agreement or 0.0, sum(quality.metrics[name] for name in figures)) if quality else (-1.0, 0.0)
 
     return max(tried, key=rank), tried
 
@@ -319,9 +318,9 @@ class Bench:
         rows = None if windows is None else self._first_rows(windows)
         session = open_session(model.SerializeToString())
         found = self._predict(session, alone=scheme.kind == "dynamic", rows=rows)
-        task, pooling = self.bundle.manifest.task, self.bundle.manifest.text.pooling
+        task, joining = self.bundle.manifest.task, self.bundle.manifest.text.joining
         reference = self.reference[:rows]
-        candidate.agreement = agreement(answers_of(reference, task, pooling), answers_of(found, task, pooling))
+        candidate.agreement = agreement(answers_of(reference, task, joining), answers_of(found, task, joining))
         candidate.error = difference(reference, found)
         return candidate
 
@@ -380,13 +379,14 @@ def serialized(model: onnx.ModelProto) -> bytes:
 
 
 def difference(left: Sequence[Predicted], right: Sequence[Predicted]) -> float:
-    """Mean absolute difference of the logits."""
+    """Mean absolute difference of the logits over windows; every output counts alike."""
     return float(
         np.mean(
             [
                 np.abs(one - other).mean()
                 for a, b in zip(left, right, strict=True)
-                for one, other in zip(a.logits, b.logits, strict=True)
+                for mine, yours in zip(a.outputs, b.outputs, strict=True)
+                for one, other in zip(mine, yours, strict=True)
             ]
         )
     )

@@ -76,13 +76,13 @@ def sample_quality(bundle: Bundle, graph: Path, encoder: Encoder) -> Quality | N
 
 
 def name_tensors(source: Path, target: Path, signature: Signature) -> int:
-    """Gives a converted graph the manifest's output name and axis names.
+    """Gives a converted graph the manifest's output names and axis names; outputs keep their order.
 
     Returns:
         the number of nodes.
 
     Raises:
-        ConversionFailed: other inputs than the manifest's, or more than one output.
+        ConversionFailed: other inputs than the manifest's, or not as many outputs or axes.
     """
     import onnx
 
@@ -92,10 +92,15 @@ def name_tensors(source: Path, target: Path, signature: Signature) -> int:
     wanted = [tensor.name for tensor in signature.inputs]
     if found != wanted or len(graph.output) != len(signature.outputs):
         outputs = [item.name for item in graph.output]
-        raise ConversionFailed("to_onnx", f"the graph has inputs {found} and outputs {outputs}; wanted {wanted}")
+        raise ConversionFailed(
+            "to_onnx",
+            f"the graph has inputs {found} and outputs {outputs}; wanted {wanted} and {len(signature.outputs)} outputs",
+        )
     for item, tensor in zip(graph.output, signature.outputs, strict=True):
         rename(graph, item.name, tensor.name)
         item.name = tensor.name
+        if (axes := len(item.type.tensor_type.shape.dim)) != len(tensor.shape):
+            raise ConversionFailed("to_onnx", f"{tensor.name} has {axes} axes; wanted {len(tensor.shape)}")
     for item, tensor in zip([*graph.input, *graph.output], [*signature.inputs, *signature.outputs], strict=True):
         for dim, axis in zip(item.type.tensor_type.shape.dim, tensor.shape, strict=True):
             # Only the name of a free axis is set: a fixed one stays what the converter says, for parity to see.

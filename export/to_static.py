@@ -22,6 +22,7 @@ from bundle.folder import Bundle
 from bundle.manifest import Quality
 from bundle.predict import Predicted, Run, agreement, answers_of, encode_rows, metrics_of, predict
 from bundle.rows import Row, read_rows
+from export.architectures import ARCHITECTURES, arrays_of, class_of
 from export.artifact import adopt, is_current, source_of, workplace
 from export.journal import Journal
 from export.parity import FP32_TOLERANCE, GoldenRows
@@ -30,13 +31,8 @@ NAME, SOURCE = "paddle_static", "paddle"
 GRAPH, WEIGHTS, ANSWERS = "static/model.json", "static/model.pdiparams", "static/answers.npz"
 # Dev rows that the training framework itself answers here; all of them would take minutes and prove little more.
 SAMPLE_ROWS = 32
-
-# The classes that may be built from a manifest: a name from a file must not choose freely what is constructed.
-ARCHITECTURES = tuple(
-    f"{base}For{head}Classification"
-    for base in ("Bert", "Ernie", "Roberta", "Electra")
-    for head in ("Sequence", "Token")
-)
+# What stands behind an answer's number for the second output of a multi-task model.
+TOKEN_SUFFIX = ".token"
 
 
 def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
@@ -67,14 +63,15 @@ def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundl
             "architecture": manifest.made.architecture,
             "checkpoint": str(bundle.path(checkpoint.file).parent.resolve()),
             "inputs": [tensor.name for tensor in manifest.signature.inputs],
+            "outputs": len(manifest.signature.outputs),
             "folder": str(folder.resolve()),
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         journal.say("    Paddle loads the checkpoint, saves the static graph and answers the golden rows in both forms")
         journal.worker("to_static", "export.to_static", [str((folder / "job.json").resolve())])
         with np.load(folder / "answers.npz", allow_pickle=False) as answers:
-            dygraph = _replay(answers, "dygraph")
-            static = _replay(answers, "static")
+            dygraph = _replay(answers, "dygraph", len(manifest.signature.outputs))
+            static = _replay(answers, "static", len(manifest.signature.outputs))
             golden.measure(SOURCE, golden.predict(dygraph, 1))
             parity = golden.measure(NAME, golden.predict(static, 1))
             reference = predict(encoded, golden.encoder, dygraph)
@@ -110,21 +107,24 @@ def sample_rows(bundle: Bundle, count: int = SAMPLE_ROWS) -> list[Row]:
 
 def quality_of(bundle: Bundle, rows: list[Row], found: list[Predicted], reference: list[Predicted] | None) -> Quality:
     """Metrics on rows of the dev split, and agreement with reference answers to the same rows."""
-    task, pooling = bundle.manifest.task, bundle.manifest.text.pooling
+    task, joining = bundle.manifest.task, bundle.manifest.text.joining
     return Quality(
         split="dev",
         rows=len(rows),
-        metrics=metrics_of(rows, found, task, pooling),
+        metrics=metrics_of(rows, found, task, joining),
         agreement=None
         if reference is None
-        else agreement(answers_of(reference, task, pooling), answers_of(found, task, pooling)),
+        else agreement(answers_of(reference, task, joining), answers_of(found, task, joining)),
     )
 
 
 def save_answers(path: Path, predicted: list[Predicted]) -> None:
     """The logits of some rows, window by window, as an ``.npz``."""
     arrays = {
-        f"{row}.{window}": values for row, item in enumerate(predicted) for window, values in enumerate(item.logits)
+        f"{row}.{window}{suffix}": values
+        for row, item in enumerate(predicted)
+        for suffix, output in zip(("", TOKEN_SUFFIX), item.outputs, strict=False)
+        for window, values in enumerate(output)
     }
     with path.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
@@ -137,10 +137,17 @@ def load_answers(bundle: Bundle, encoded: list[Encoded]) -> list[Predicted]:
         ExportError: they are not there, or belong to other rows.
     """
     source_of(bundle, NAME)
+    suffixes = ("", TOKEN_SUFFIX)[: len(bundle.manifest.signature.outputs)]
     try:
         with np.load(bundle.path(ANSWERS), allow_pickle=False) as arrays:
             return [
-                Predicted(item, [arrays[f"{row}.{window}"] for window in range(len(item.windows))])
+                Predicted(
+                    item,
+                    *(
+                        [arrays[f"{row}.{window}{suffix}"] for window in range(len(item.windows))]
+                        for suffix in suffixes
+                    ),
+                )
                 for row, item in enumerate(encoded)
             ]
     except (OSError, KeyError, ValueError) as error:
@@ -151,10 +158,10 @@ def _write_batches(path: Path, groups: list[tuple[str, list[Encoded], int]], enc
     """Writes the padded batches that `predict` will ask for, in its order."""
     arrays: dict[str, Any] = {}
 
-    def record(ids: Any, types: Any) -> FloatArray:
+    def record(ids: Any, types: Any) -> list[FloatArray]:
         number = len(arrays) // 2
         arrays[f"ids.{number}"], arrays[f"types.{number}"] = ids, types
-        return np.zeros((len(ids), 2), np.float32)
+        return [np.zeros((len(ids), 2), np.float32)]
 
     for _, encoded, batch_tokens in groups:
         predict(encoded, encoder, record, batch_tokens=batch_tokens)
@@ -162,15 +169,15 @@ def _write_batches(path: Path, groups: list[tuple[str, list[Encoded], int]], enc
         np.savez(stream, **arrays)
 
 
-def _replay(answers: Any, form: str) -> Run:
-    """The worker's logits as a model: `predict` asks for the same batches in the same order."""
+def _replay(answers: Any, form: str, outputs: int) -> Run:
+    """The worker's answers as a model: `predict` asks for the same batches in the same order."""
     position = 0
 
-    def run(ids: Any, types: Any) -> FloatArray:
+    def run(ids: Any, types: Any) -> list[FloatArray]:
         nonlocal position
-        logits: FloatArray = answers[f"{form}.{position}"]
+        found: list[FloatArray] = [answers[f"{form}.{position}.{output}"] for output in range(outputs)]
         position += 1
-        return logits
+        return found
 
     return run
 
@@ -181,10 +188,8 @@ def convert(job: dict[str, Any]) -> None:
     from paddle.static import InputSpec
     from paddlenlp import transformers
 
-    if job["architecture"] not in ARCHITECTURES:
-        raise SystemExit(f"{job['architecture']} is not on the list of architectures")
     folder = Path(job["folder"])
-    model = getattr(transformers, job["architecture"]).from_pretrained(job["checkpoint"])
+    model = class_of(transformers, job["architecture"]).from_pretrained(job["checkpoint"])
     model.eval()
     config = model.config
     architecture = {
@@ -204,9 +209,9 @@ def convert(job: dict[str, Any]) -> None:
     def answer(form: str, layer: Any) -> None:
         with paddle.no_grad():
             for number, (ids, types) in enumerate(batches):
-                logits = layer(paddle.to_tensor(ids), paddle.to_tensor(types))
-                # Some heads return a tuple where a tensor is expected.
-                answers[f"{form}.{number}"] = (logits[0] if isinstance(logits, (tuple, list)) else logits).numpy()
+                found = layer(paddle.to_tensor(ids), paddle.to_tensor(types))
+                for output, values in enumerate(arrays_of(found, job["outputs"])):
+                    answers[f"{form}.{number}.{output}"] = values
 
     answer("dygraph", model)
     spec = [InputSpec([None, None], "int64", name=name) for name in job["inputs"]]

@@ -237,8 +237,11 @@ def test_a_spent_budget_ends_the_bench_and_not_the_results(bundle: Bundle) -> No
 
 
 @pytest.mark.slow
-def test_paddle_and_onnx_forms_of_a_trained_model_agree_and_are_all_timed(exported: Callable[[str], Bundle]) -> None:
-    record = bench_of(exported("ernie-classes"), [], tokens=(16,))
+@pytest.mark.parametrize("name", ["ernie-classes", "ernie-multitask"])
+def test_paddle_and_onnx_forms_of_a_trained_model_agree_and_are_all_timed(
+    name: str, exported: Callable[[str], Bundle]
+) -> None:
+    record = bench_of(exported(name), [], tokens=(16,))
     forms = ["paddle_dygraph", "paddle_inference", "paddle_inference_onednn", "onnx_fp32", "onnx_fused", "onnx_int8"]
     assert list(record["candidates"]) == forms
     assert record["left_out"] == {}

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bundle.errors import ChecksumMismatch, ConversionFailed, ExportError, ParityFailed
 from bundle.folder import Bundle, open_bundle
+from bundle.rows import read_rows
 from export.artifact import adopt, identity
 from export.fuse import fuse
 from export.gate import DevSplit, gate
@@ -34,6 +35,8 @@ NAMES = [
     "roberta-classes",
     "electra-classes",
     "electra-tags",
+    "bert-multilabel",
+    "ernie-multitask",
 ]
 CHAIN = {
     "paddle_static": "paddle",
@@ -63,6 +66,14 @@ def test_every_architecture_and_head_passes_the_whole_chain(name: str, exported:
     assert int8.parity.max_abs <= int8.parity.tolerance
     assert bundle.manifest.published in ("onnx_fused", "onnx_int8")
     assert int8.bytes < artifacts["onnx_fused"].bytes
+
+
+def test_multi_label_rows_have_none_one_and_several_labels_and_are_all_answered(exported: Copy) -> None:
+    bundle = exported("bert-multilabel")
+    rows = read_rows(bundle.path(bundle.manifest.splits["dev"].file))
+    assert {len(row.labels or ()) for row in rows} >= {0, 1, 2}
+    quality = bundle.manifest.artifacts["onnx_fused"].quality
+    assert quality is not None and quality.metrics["exact_match"] == 1
 
 
 def test_a_rerun_says_up_to_date_and_writes_nothing(copied: Copy, tmp_path: Path) -> None:

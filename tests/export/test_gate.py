@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bundle.folder import Bundle, open_bundle
 from bundle.manifest import Quality
-from export.gate import DevSplit, Tolerance, gate, judge
+from export.gate import DevSplit, Tolerance, gate, headlines, judge
 from export.journal import Journal
 
 Copy = Callable[[str], Bundle]
@@ -40,6 +40,13 @@ def test_a_loss_of_macro_f1_is_named_with_both_figures() -> None:
 def test_a_tagger_is_judged_by_its_entity_f1() -> None:
     (reason,) = judge(quality(0.9, name="f1"), quality(0.85, 1.0, "f1"), Tolerance())
     assert reason.startswith("f1 falls by 5.00 points")
+
+
+def test_a_multi_task_model_is_judged_by_both_heads() -> None:
+    before = Quality(split="dev", rows=200, metrics={"accuracy": 0.9, "macro_f1": 0.8, "f1": 0.9, "mean_f1": 0.85})
+    after = Quality(split="dev", rows=200, metrics={**before.metrics, "macro_f1": 0.7, "f1": 0.85}, agreement=1)
+    assert headlines(before.metrics) == ["macro_f1", "f1"]
+    assert [reason.split()[0] for reason in judge(before, after, Tolerance())] == ["macro_f1", "f1"]
 
 
 def test_too_many_changed_answers_are_refused_even_if_the_score_rises() -> None:
@@ -126,3 +133,17 @@ def test_without_dev_rows_int8_cannot_be_judged_and_fp32_is_published(copied: Co
     bundle = gate(bundle, journal, DevSplit(bundle), MILD)
     assert bundle.manifest.published == "onnx_fused"
     assert "no dev split" in (bundle.root / "gate.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_changed_rows_of_two_heads_are_listed_in_words(copied: Copy, journal: Journal) -> None:
+    bundle = copied("ernie-multitask")
+    dev = DevSplit(bundle)
+    bundle = gate(bundle, journal, dev, MILD)
+    report = json.loads((bundle.root / "gate.json").read_text(encoding="utf-8"))
+    quality = bundle.manifest.artifacts["onnx_fused"].quality
+    assert quality is not None and quality.metrics["mean_f1"] == 1
+    labels = [row["label"] for row in report["onnx_fused"]["classes"]]
+    assert labels == ["bad", "fine", "good", "LOC", "PER", "micro"]
+    for row in report["changed"]["first"]:
+        assert row["onnx_fused"] != row["onnx_int8"] and set(row["onnx_fused"]) == set(row["gold"])

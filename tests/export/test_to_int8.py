@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from bundle.folder import Bundle
-from bundle.predict import encode_rows
+from bundle.predict import Predicted, encode_rows
 from bundle.rows import read_rows
 from export.gate import DevSplit, Tolerance
 from export.journal import Journal
@@ -24,6 +24,7 @@ from export.to_int8 import (
     Scheme,
     Seen,
     count_products,
+    difference,
     grid,
     least_error,
     plan_activation,
@@ -86,7 +87,7 @@ def test_a_channel_far_larger_than_the_rest_is_evened_out() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert-classes", "ernie-pairs", "ernie-tags", "electra-classes"])
+@pytest.mark.parametrize("name", ["bert-classes", "ernie-pairs", "ernie-tags", "electra-classes", "ernie-multitask"])
 def test_every_encoder_product_is_an_integer_one(name: str, exported: Copy) -> None:
     bundle = exported(name)
     artifact = bundle.manifest.artifacts["onnx_int8"]
@@ -110,12 +111,19 @@ def bench(exported: Copy, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_a_static_graph_answers_a_window_alike_alone_and_in_a_padded_batch(bench: Bench) -> None:
     session = open_session(bench.candidate(Scheme("static")).model.SerializeToString())
     run = run_of(session, bench.signature)
-    alone = np.concatenate([run(window.ids[None], window.types[None]) for window in bench.windows[:12]])
+    alone = np.concatenate([run(window.ids[None], window.types[None])[0] for window in bench.windows[:12]])
     golden = GoldenRows(bench.bundle)
     one, many = golden.predict(run, 1), golden.predict(run, 4096)
     assert np.isfinite(alone).all()
     for left, right in zip(one, many, strict=True):
         np.testing.assert_allclose(np.stack(left.logits), np.stack(right.logits), atol=0.02)
+
+
+def test_the_error_is_measured_over_every_output(bench: Bench) -> None:
+    logits, tokens = [np.zeros(3, np.float32)], [np.zeros((4, 5), np.float32)]
+    one = Predicted(bench.encoded[0], logits, tokens)
+    assert difference([one], [Predicted(bench.encoded[0], logits, [tokens[0] + 1])]) == 0.5
+    assert difference([one], [Predicted(bench.encoded[0], [logits[0] + 1], tokens)]) == 0.5
 
 
 @pytest.mark.slow

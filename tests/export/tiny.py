@@ -32,11 +32,13 @@ BASE: dict[str, Any] = {
     "initializer_range": 0.25,
     "pad_token_id": 0,
 }
-# name → (PaddleNLP class, task kind, configuration on top of BASE)
+# name → (class, task kind, configuration on top of BASE); a multi-task class is none of PaddleNLP's
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-classes": ("BertForSequenceClassification", "single-label", {}),
     "bert-pairs": ("BertForSequenceClassification", "text-pair", {}),
     "bert-tags": ("BertForTokenClassification", "token-classification", {}),
+    "bert-multilabel": ("BertForSequenceClassification", "multi-label", {}),
+    "ernie-multitask": ("ErnieForMultiTask", "multi-task", {"use_task_id": True, "task_type_vocab_size": 3}),
     "ernie-classes": (
         "ErnieForSequenceClassification",
         "single-label",
@@ -61,6 +63,8 @@ def text_of(dice: random.Random, length: int) -> str:
 
 def build(folder: Path, name: str) -> None:
     """Writes `folder/<name>/bundle`, laid out as finetune lays it out."""
+    import json
+
     import numpy as np
     import paddle
     from paddlenlp import transformers
@@ -73,14 +77,13 @@ def build(folder: Path, name: str) -> None:
         FileRef,
         Manifest,
         Provenance,
-        Signature,
         Source,
         Task,
-        Tensor,
         TextSpec,
         bio_labels,
+        signature_of,
     )
-    from bundle.predict import answers_of, encode_rows, predict
+    from bundle.predict import answers_of, encode_rows, predict, thresholds_of
     from bundle.rows import Entity, Row, write_rows
 
     architecture, kind, extra = MODELS[name]
@@ -88,25 +91,51 @@ def build(folder: Path, name: str) -> None:
     root.mkdir(parents=True)
     dice = random.Random(name)
     paddle.seed(sum(map(ord, name)))
-    task = Task(kind=kind, labels=bio_labels(ENTITIES) if kind == "token-classification" else CLASSES)
+    task = Task(
+        kind=kind,
+        labels=bio_labels(ENTITIES) if kind == "token-classification" else CLASSES,
+        token_labels=bio_labels(ENTITIES) if kind == "multi-task" else (),
+    )
 
     config_class = getattr(transformers, f"{architecture.split('For')[0]}Config")
     config = config_class(**{**BASE, **extra}, num_labels=len(task.labels))
-    model = getattr(transformers, architecture)(config)
-    for key, value in model.state_dict().items():
+    # Two heads are put together here a second time, so that the export's own class is compared with another.
+    model = getattr(transformers, architecture.replace("MultiTask", "SequenceClassification"))(config)
+    layers = [model]
+    if kind == "multi-task":
+        layers.append(paddle.nn.Linear(HIDDEN, len(task.token_labels)))
+        layers[1].weight.set_value(paddle.randn(layers[1].weight.shape) * 0.25)
+
+    def answer(ids: Any, types: Any) -> list[Any]:
+        """The model's outputs in the signature's order."""
+        ids, types = paddle.to_tensor(ids), paddle.to_tensor(types)
+        with paddle.no_grad():
+            if kind == "multi-task":
+                sequence, pooled = model.ernie(ids, token_type_ids=types)[:2]
+                outputs = [model.classifier(pooled), layers[1](sequence)]
+            else:
+                found = model(ids, types)
+                outputs = [found[0] if isinstance(found, (tuple, list)) else found]
+        return [values.numpy() for values in outputs]
+
+    for key, value in [pair for layer in layers for pair in layer.state_dict().items()]:
         if key.endswith("bias") or "norm" in key.lower():
             # Zero biases and unit scales would hide a fusion that drops or swaps them.
             value.set_value(value + paddle.randn(value.shape) * 0.2)
     model.eval()
     # Every label must be somebody's answer.
     ids = np.array([[2, *(dice.randrange(5, 165) for _ in range(20)), 3] for _ in range(64)])
-    with paddle.no_grad():
-        logits = model(paddle.to_tensor(ids), paddle.zeros_like(paddle.to_tensor(ids)))
-    logits = (logits[0] if isinstance(logits, (tuple, list)) else logits).numpy()
-    for value in model.state_dict().values():
-        if value.shape == [len(task.labels)]:
-            value.set_value(value - paddle.to_tensor(logits.reshape(-1, len(task.labels)).mean(axis=0)))
+    for layer, logits in zip(layers, answer(ids, np.zeros_like(ids)), strict=True):
+        for value in layer.state_dict().values():
+            if value.shape == [logits.shape[-1]]:
+                value.set_value(value - paddle.to_tensor(logits.reshape(-1, logits.shape[-1]).mean(axis=0)))
     model.save_pretrained(str(root / "paddle"))
+    if kind == "multi-task":
+        state = {**model.state_dict(), **{f"token_classifier.{key}": v for key, v in layers[1].state_dict().items()}}
+        paddle.save(state, str(root / "paddle" / "model_state.pdparams"))
+        settings = json.loads((root / "paddle" / "config.json").read_text(encoding="utf-8"))
+        settings |= {"architectures": [architecture], "num_token_labels": len(task.token_labels)}
+        (root / "paddle" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
 
     tokenizer = wordpiece_tokenizer(VOCAB)
     (root / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
@@ -124,11 +153,6 @@ def build(folder: Path, name: str) -> None:
     )
     encoder = Encoder(tokenizer, spec)
 
-    def run(ids: Any, types: Any) -> Any:
-        with paddle.no_grad():
-            answer = model(paddle.to_tensor(ids), paddle.to_tensor(types))
-        return (answer[0] if isinstance(answer, (tuple, list)) else answer).numpy()
-
     lengths = [3, 9, 17, 26, 40, 75, 120]
     pairs = kind == "text-pair"
 
@@ -140,30 +164,47 @@ def build(folder: Path, name: str) -> None:
 
     def labelled(rows: list[Row]) -> list[Row]:
         """Rows labelled with what the model says, so that a faithful conversion scores 1.0."""
-        predicted = predict(encode_rows(rows, encoder), encoder, run)
-        answers: list[Any] = answers_of(predicted, task, spec.pooling)
+        predicted = predict(encode_rows(rows, encoder), encoder, answer)
+        return [
+            labelled_row(row, found, number)
+            for number, (row, found) in enumerate(zip(rows, answers_of(predicted, task, spec.joining), strict=True))
+        ]
+
+    def labelled_row(row: Row, found: Any, number: int) -> Row:
+        if kind == "multi-label":
+            return Row(row.text, labels=tuple(task.labels[index] for index in found))
+        if kind == "multi-task":
+            # As from two data sets: a row tells a label, entities, or both.
+            entities = tuple(Entity(*span) for span in found[1])
+            label = task.labels[found[0]]
+            return Row(row.text, label if number % 3 else None, entities=entities if number % 3 != 1 else None)
         if kind == "token-classification":
-            return [
-                Row(row.text, entities=tuple(Entity(*span) for span in spans))
-                for row, spans in zip(rows, answers, strict=True)
-            ]
-        return [Row(row.text, task.labels[answer], row.pair) for row, answer in zip(rows, answers, strict=True)]
+            return Row(row.text, entities=tuple(Entity(*span) for span in found))
+        return Row(row.text, task.labels[found], row.pair)
+
+    if kind == "multi-label":
+        # Half of all rows have a label, each of the three on its own: none, one and several of them.
+        rows = sample(60)
+        predicted = predict(encode_rows(rows, encoder), encoder, answer)
+        scores = np.stack([item.classified(task, spec.joining).scores for item in predicted])
+        halves = Task(kind=kind, labels=CLASSES, thresholds=tuple(map(float, np.median(scores, axis=0))))
+        gold = [
+            Row(row.text, labels=tuple(task.labels[index] for index in found))
+            for row, found in zip(rows, answers_of(predicted, halves, spec.joining), strict=True)
+        ]
+        task = task.model_copy(update={"thresholds": thresholds_of(gold, predicted, task, spec.joining)})
 
     for split, count in (("dev", 40), ("test", 40), ("calibration", 48)):
         write_rows(root / "data" / f"{split}.jsonl", labelled(sample(count)))
     golden_rows = [
         Row(text_of(dice, length), pair=text_of(dice, 7) if pairs else None) for length in (*lengths, 5, 12, 33)
     ]
-    predicted = predict(encode_rows(golden_rows, encoder), encoder, run, batch_tokens=1)
+    predicted = predict(encode_rows(golden_rows, encoder), encoder, answer, batch_tokens=1)
     write_golden(
         root / "golden.jsonl",
         [golden_of(item, encoder, row.text, row.pair) for item, row in zip(predicted, golden_rows, strict=True)],
     )
 
-    tokens: tuple[int | str, ...] = ("windows", "tokens")
-    out: tuple[int | str, ...] = (
-        ("windows", "tokens", "labels") if kind == "token-classification" else ("windows", "labels")
-    )
     source = Source(name="random", licence="none")
     draft = Manifest(
         name=name,
@@ -180,13 +221,7 @@ def build(folder: Path, name: str) -> None:
         ),
         task=task,
         text=spec,
-        signature=Signature(
-            inputs=(
-                Tensor(name="input_ids", dtype="int64", shape=tokens),
-                Tensor(name="token_type_ids", dtype="int64", shape=tokens),
-            ),
-            outputs=(Tensor(name="logits", dtype="float32", shape=out),),
-        ),
+        signature=signature_of(task),
         golden=empty,
     )
     here = Bundle(root, draft)
