@@ -143,7 +143,7 @@ def write_rows(folder: Path) -> None:
     tagged = read_file(folder / "names.bio", format="conll", require="entities")
     both: list[dict[str, object]] = [{"text": text, "label": label} for text, label in mood_rows(300, 4)]
     both += [{"text": row.text, "entities": row.spans} for row in tagged]
-    for name, lines in (("many.jsonl", many_label_rows(400)), ("both.jsonl", both)):
+    for name, lines in (("many.jsonl", many_label_rows(600)), ("both.jsonl", both)):
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -204,7 +204,7 @@ TEXTS = [
 
 
 NAMES = ["张三去了北京。" * 12, "我们🙂和李四在上海"]
-MANY = ["今天快。赞", "人民日报记者", "北京" * 60 + "烂。" + "上海" * 60]
+MANY = ["今天快。赞", "今天北京上海人民在这。", "北京" * 60 + "烂。" + "上海" * 60]
 PAIRS = [
     {"text": "北京日报", "pair": "赞赞"},
     {"text": "北京日报", "pair": "烂" + "上海" * 80 + "烂。" + "今天" * 60 + "烂烂"},
