@@ -77,7 +77,7 @@ def many_label_rows(count: int, seed: int = 9) -> list[dict[str, object]]:
         labels = [label for label in WORDS if generator.random() < 0.4]
         words = [generator.choice(filler) for _ in range(60 if number % 6 == 0 else generator.randrange(4, 14))]
         for label in labels:
-            for _ in range(max(1, len(words) // 8)):
+            for _ in range(max(2, len(words) // 6)):
                 words.insert(generator.randrange(len(words)), WORDS[label])
         rows.append({"text": "".join(words) + "。", "labels": labels})
     return rows
