@@ -260,7 +260,7 @@ def tag(logits: Sequence[FloatArray], encoded: Encoded, task: Task, joining: Joi
     path = tag_path(np.log(probabilities + 1e-12))
     entities: list[Tagged] = []
     for first, last, label in spans_of(path, task.tag_labels):
-        start, end = int(encoded.spans[first, 0]), int(encoded.spans[last - 1, 1])
+        start, end = encoded.reach(first, last)
         score = float(probabilities[np.arange(first, last), path[first:last]].mean())
         entities.append(Tagged(start, end, label, score))
     return entities

@@ -100,6 +100,18 @@ class Encoded:
         """Share of the windowed side's code points that a window reads: 1.0 unless truncated (`encode` asserts it)."""
         return self.windows[-1].end / len(self.text)
 
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """The code points that the tokens ``[first, last)`` stand for, end-exclusive.
+
+        What belongs to the last character for a reader belongs to it here, though an uncased tokenizer drops it:
+        accents, variation selectors, joiners, the tags of a flag.
+        """
+        end = int(self.spans[last - 1, 1])
+        following = int(self.spans[last, 0]) if last < len(self.ids) else len(self.text)
+        while end < following and _joins(self.text[end]):
+            end += 1
+        return int(self.spans[first, 0]), end
+
 
 @dataclass(frozen=True, slots=True)
 class WindowRow:
@@ -355,6 +367,15 @@ def assert_covered(text: str, spans: IntArray) -> None:
             _assert_droppable(text, int(before[index]), int(starts[index]))
         position = int(reach[-1])
     _assert_droppable(text, position, len(text))
+
+
+def _joins(character: str) -> bool:
+    """Whether a character is read as part of the one before it."""
+    return (
+        unicodedata.category(character) in ("Mn", "Mc", "Me")
+        or character in "\u200c\u200d"
+        or "\U000e0020" <= character <= "\U000e007f"
+    )
 
 
 def _assert_droppable(text: str, start: int, end: int) -> None:
