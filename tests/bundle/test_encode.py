@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from bundle.encode import Encoder, assert_covered, pad, wordpiece_tokenizer
 from bundle.errors import BundleError, CoverageLost, InvalidText, TextTooLong
-from tests.bundle.samples import make_encoder
+from tests.bundle.samples import SHAPES, make_encoder
 from tests.properties import cases
 
 HANZI = st.text(alphabet="今天气很好北京上海人。，！ abc123\n", min_size=1, max_size=300)
 ANY = st.text(min_size=1, max_size=120)
-SHAPES = st.tuples(st.integers(8, 40), st.integers(0, 18)).filter(lambda pair: pair[1] <= (pair[0] - 3) // 2)
 
 
 def has_tokens(encoder: Encoder, text: str) -> bool:

@@ -67,17 +67,19 @@ VOCABULARY = {piece: number for number, piece in enumerate(RICH)}
 ENCODERS = {
     lowercase: Encoder(wordpiece_tokenizer(RICH, lowercase=lowercase), make_spec()) for lowercase in (True, False)
 }
-# Every character but of those that are alike by the thousand: of ideographs, syllables of Korean and characters that mean
-# nothing, one in 97.
+
+
+def is_one_of_thousands(character: str) -> bool:
+    """Ideographs, syllables of Korean, and characters that mean nothing yet or nothing to others."""
+    name = unicodedata.name(character, "")
+    return unicodedata.category(character) in ("Cn", "Co") or name.startswith(("CJK UNIFIED", "HANGUL SYLLABLE"))
+
+
+# Every character; of those that are alike by the thousand, one in 97.
 EVERY = [
     character
     for character in map(chr, range(0x110000))
-    if unicodedata.category(character) != "Cs"
-    and (
-        ord(character) % 97 == 0
-        or unicodedata.category(character) not in ("Cn", "Co")
-        and not unicodedata.name(character, "").startswith(("CJK UNIFIED", "HANGUL SYLLABLE"))
-    )
+    if unicodedata.category(character) != "Cs" and (ord(character) % 97 == 0 or not is_one_of_thousands(character))
 ]
 
 
