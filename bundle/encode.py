@@ -34,7 +34,7 @@ IntArray = npt.NDArray[np.int64]
 LOSING_TOKENIZERS = ("0.23.1", "0.23.2")
 
 # Where a cut hurts least: after a sentence, else after a clause. Chinese and Latin punctuation, line breaks.
-SENTENCE_ENDS = frozenset("。！？!?…\n\r；;．")
+SENTENCE_ENDS = frozenset("。！？.!?…\n\r；;．")
 CLAUSE_ENDS = frozenset("，,、：:）)】》」』”’ \t—")
 # Characters beyond which a text is tokenized piece by piece, each without holding the GIL.
 PIECE_CHARACTERS = 10_000
@@ -303,8 +303,7 @@ class Encoder:
         """The best place in [lowest, highest] to end a window that cannot reach the end of the text."""
         clause = word = 0
         for last in range(highest, lowest - 1, -1):
-            # What stands between this token's last character and the next token's first one, both included.
-            seam = text[spans[last - 1, 1] - 1 : spans[last, 0]] if spans[last, 0] >= spans[last - 1, 1] else ""
+            seam = _between(text, int(spans[last - 1, 1]), int(spans[last, 0]))
             if any(character in SENTENCE_ENDS for character in seam):
                 return last
             if not clause and any(character in CLAUSE_ENDS for character in seam):
@@ -336,6 +335,25 @@ class Encoder:
     def rows(self, encoded: Encoded) -> list[WindowRow]:
         """The model's inputs for all windows of an encoded text."""
         return [self.row(encoded, index) for index in range(len(encoded.windows))]
+
+
+def _between(text: str, left: int, right: int) -> str:
+    """What stands where a window would end: from the last character of a token, before ``left``, to the next token.
+
+    Nothing where a cut would part a character, or what is written as one word: 3.14, 12:30, example.com. Spaces and
+    tabs count between Chinese characters only; elsewhere they part any two words.
+    """
+    if right < left:
+        return ""
+    around = text[max(left - 2, 0) : left - 1] + text[right : right + 1]
+    if left == right and text[left - 1].isascii() and len(around) == 2 and around.isascii() and around.isalnum():
+        return ""
+    found = text[left - 1 : right]
+    return found if _is_chinese(found[0]) and _is_chinese(text[right]) else found.replace(" ", "").replace("\t", "")
+
+
+def _is_chinese(character: str) -> bool:
+    return "\u2e80" <= character < "\uac00" or character >= "\U00020000"
 
 
 def pad(rows: Sequence[WindowRow], pad_id: int) -> tuple[IntArray, IntArray]:
