@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections.abc import Mapping
@@ -123,9 +124,14 @@ def tokens_of(text: str, vocabulary: Mapping[str, int], lowercase: bool) -> list
 
 
 def seam_of(text: str, spans: list[tuple[int, int]], last: int) -> str:
-    """What stands where a window that ends before token ``last`` is cut; empty inside a character."""
+    """What stands where a window that ends before token ``last`` is cut; empty inside a character or a number."""
     left, right = spans[last - 1][1], spans[last][0]
-    return text[left - 1 : right] if right >= left else ""
+    if re.fullmatch(r"[0-9A-Za-z][\x00-\x7f][0-9A-Za-z]", text[max(left - 2, 0) : right + 1]) and left == right:
+        return ""
+    seam = text[left - 1 : right] if right >= left else ""
+    if not re.fullmatch(r"[\u2e80-\uabff\U00020000-\U0010ffff]{2}", text[left - 1] + text[right]):
+        seam = re.sub(r"[ \t]", "", seam)
+    return seam
 
 
 def rank_of_cut(text: str, spans: list[tuple[int, int]], last: int, continues: bool) -> int:

@@ -14,6 +14,7 @@ PIECES = [
     *"今天气很好北京上海人。，！",
     *("a", "b", "c", "ab", "##a", "##b", "##c", "##cd", "hello", "##world", "1", "2", "3", ".", ","),
 ]
+TOKENIZER = wordpiece_tokenizer(PIECES)
 
 # (max_tokens, overlap) of windows.
 SHAPES = st.sampled_from([(size, overlap) for size in range(8, 41) for overlap in range((size - 3) // 2 + 1)])
@@ -35,4 +36,4 @@ def make_spec(max_tokens: int = 16, overlap: int = 4, max_windows: int = 1000) -
 
 @cache
 def make_encoder(max_tokens: int = 16, overlap: int = 4, max_windows: int = 1000) -> Encoder:
-    return Encoder(wordpiece_tokenizer(PIECES), make_spec(max_tokens, overlap, max_windows))
+    return Encoder(TOKENIZER, make_spec(max_tokens, overlap, max_windows))

@@ -7,12 +7,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bundle.encode import Encoder, assert_covered, pad, wordpiece_tokenizer
+from bundle.encode import Encoded, Encoder, assert_covered, pad, wordpiece_tokenizer
 from bundle.errors import BundleError, CoverageLost, InvalidText, TextTooLong
+from tests.bundle.reference import plan_of, rank_of_cut
 from tests.bundle.samples import SHAPES, make_encoder
+from tests.bundle.texts import ANY_TEXT, PROSE
 from tests.properties import cases
 
 HANZI = st.text(alphabet="今天气很好北京上海人。，！ abc123\n", min_size=1, max_size=300)
@@ -23,23 +25,79 @@ def has_tokens(encoder: Encoder, text: str) -> bool:
     return len(encoder.tokenize(text)[0]) > 0
 
 
-@cases(400)
-@given(HANZI | ANY, SHAPES)
+@cases(1500)
+@given(PROSE | ANY_TEXT, SHAPES)
 def test_windows_read_every_token_and_every_character(text: str, shape: tuple[int, int]) -> None:
     encoder = make_encoder(*shape)
-    if not has_tokens(encoder, text):
-        return
+    assume(has_tokens(encoder, text))
     encoded = encoder.encode(text)
     windows = encoded.windows
     assert windows[0].first == 0 and windows[0].start == 0
     assert windows[-1].last == len(encoded.ids) and windows[-1].end == len(text)
+    assert encoded.covered == 1 and not encoded.truncated
     for left, right in pairwise(windows):
         assert right.first == left.last - shape[1], "neighbours share exactly the overlap"
         assert right.start <= left.end, "no character lies between two windows"
+    read: set[int] = set()  # the slow reference: a set of positions
     for index, window in enumerate(windows):
+        read.update(range(window.start, window.end))
+        row = encoder.row(encoded, index)
+        assert len(row.ids) <= shape[0]
+        assert len(row.ids) == encoder.lengths(encoded)[index]
+        np.testing.assert_array_equal(row.ids[row.content], encoded.ids[window.first : window.last])
+    assert read == set(range(len(text)))
+
+
+def reference_windows(encoder: Encoder, encoded: Encoded, room: int, overlap: int) -> list[tuple[int, int]]:
+    """Where the slow reference would cut a text."""
+    pieces = {number: piece for piece, number in encoder.tokenizer.get_vocab().items()}
+    spans = [(int(start), int(end)) for start, end in encoded.spans]
+    ranks = [
+        rank_of_cut(encoded.text, spans, place, pieces[token].startswith("##")) if place else 0
+        for place, token in enumerate(encoded.ids.tolist())
+    ]
+    return plan_of(ranks, room, overlap)
+
+
+@cases(1500)
+@given(PROSE | ANY_TEXT, SHAPES)
+def test_windows_end_where_the_slow_reference_ends_them(text: str, shape: tuple[int, int]) -> None:
+    encoder = make_encoder(*shape)
+    assume(has_tokens(encoder, text))
+    encoded = encoder.encode(text)
+    found = [(window.first, window.last) for window in encoded.windows]
+    assert found == reference_windows(encoder, encoded, shape[0] - 2, shape[1])
+
+
+@cases(700)
+@given(
+    PROSE,
+    st.lists(st.sampled_from(["今", "北京", "hello", "。", " "]), max_size=12).map("".join),
+    SHAPES,
+    st.booleans(),
+)
+def test_a_pair_is_cut_as_a_text_in_the_room_that_its_other_side_leaves(
+    long: str, short: str, shape: tuple[int, int], first: bool
+) -> None:
+    encoder = make_encoder(*shape)
+    sides = [len(encoder.tokenize(side)[0]) for side in (long, short)]
+    assume(sides[0] > sides[1] > 0)
+    room = shape[0] - 3
+    text, pair = (short, long) if first else (long, short)
+    if sum(sides) > room and sides[1] > room // 2:
+        with pytest.raises(TextTooLong):
+            encoder.encode(text, pair)
+        return
+    encoded = encoder.encode(text, pair)
+    room -= sides[1]
+    found = [(window.first, window.last) for window in encoded.windows]
+    assert found == reference_windows(encoder, encoded, room, min(shape[1], (room - 1) // 2))
+    assert (encoded.text, encoded.tokens, encoded.covered) == (long, sum(sides), 1)
+    for index, window in enumerate(encoded.windows):
         row = encoder.row(encoded, index)
         assert len(row.ids) <= shape[0]
         np.testing.assert_array_equal(row.ids[row.content], encoded.ids[window.first : window.last])
+        assert set(row.types[row.content]) == {int(first)}
 
 
 @cases(400)
@@ -67,8 +125,7 @@ def test_a_span_shorter_than_the_overlap_lies_whole_in_some_window(
     text: str, shape: tuple[int, int], start: int, length: int
 ) -> None:
     encoder = make_encoder(*shape)
-    if not has_tokens(encoder, text):
-        return
+    assume(has_tokens(encoder, text))
     encoded = encoder.encode(text)
     length = min(length, shape[1])
     start = min(start, max(len(encoded.ids) - length, 0))
@@ -95,6 +152,22 @@ def test_a_cut_prefers_the_end_of_a_sentence(encoder: Encoder) -> None:
     text = "今天天气很好人人人人人。北京上海今天天气很好"
     first = encoder.encode(text).windows[0]
     assert text[first.start : first.end].endswith("。")
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("今天今天hello ab. hello ab ab ab", "今天今天hello ab. "),
+        ("今天今天hello ab, hello ab ab ab", "今天今天hello ab, "),
+        ("今天今天今hello ab\r\nhello ab ab ab", "今天今天今hello ab\r\n"),
+        ("今天今天hello 3.1 ab hello ab", "今天今天hello 3.1 ab "),
+        ("今天今天今，1,2 ab hello ab ab", "今天今天今，1,2 "),
+        ("今天今天今天 hello ab ab ab ab", "今天今天今天 hello ab ab "),
+        ("今天今天今天今 天今今今", "今天今天今天今 "),
+    ],
+)
+def test_a_cut_prefers_the_end_of_a_latin_sentence_or_clause_but_not_a_point_in_a_number(text: str, first: str) -> None:
+    assert make_encoder(11, 2).encode(text).windows[0].end == len(first)
 
 
 def test_a_latin_word_is_not_split_when_it_can_be_helped() -> None:
