@@ -81,21 +81,22 @@ def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], task: Tas
     """
     multi, how = task.kind == "multi-label", joining.pooling
     probabilities = sigmoid(logits) if multi else softmax(logits)  # (W, C)
-    weights = _shares(probabilities, window_tokens, joining, multi)
+    shares = _shares(probabilities, window_tokens, joining, multi)
     if len(probabilities) == 1:
         scores = probabilities[0]
     elif how == "max" and not multi:
         peaks = probabilities.max(axis=0)
         scores = peaks / peaks.sum()
     elif how == "logit-mean":
-        mean = logits.mean(axis=0)
+        mean = logits.mean(axis=0, dtype=np.float64)
         scores = sigmoid(mean) if multi else softmax(mean)
     else:
-        scores = (weights * probabilities).sum(axis=0) if multi else weights @ probabilities
+        scores = (shares * probabilities).sum(axis=0) if multi else shares @ probabilities
+    # Computed in float64 up to here, so that rounding lifts no score above 1.
     scores = scores.astype(np.float32)
     label = int(scores.argmax())
     chosen = reaching(scores, task) if multi else (label,)
-    return Classified(label, chosen, scores, weights, probabilities)
+    return Classified(label, chosen, scores, shares.astype(np.float32), probabilities)
 
 
 def reaching(scores: FloatArray, task: Task) -> tuple[int, ...]:
@@ -106,8 +107,8 @@ def reaching(scores: FloatArray, task: Task) -> tuple[int, ...]:
 
 def _shares(
     probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], joining: Joining, multi: bool
-) -> FloatArray:
-    """Each window's share in the pool: float32 (windows,), or (windows, labels) of a multi-label task."""
+) -> npt.NDArray[np.float64]:
+    """Each window's share in the pool: float64 (windows,), or (windows, labels) of a multi-label task."""
     count, how = len(probabilities), joining.pooling
     shares = np.full(count, 1.0 / count)
     if how == "first":
@@ -129,8 +130,7 @@ def _shares(
         shares = (np.arange(count)[:, None] == probabilities.argmax(axis=0)).astype(np.float64)
     if multi and shares.ndim == 1:
         shares = np.repeat(shares[:, None], probabilities.shape[1], axis=1)
-    result: FloatArray = shares.astype(np.float32)
-    return result
+    return shares
 
 
 def certainty(probabilities: FloatArray, multi: bool) -> npt.NDArray[np.float64]:
