@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 Span = tuple[int, int, str]
 
+# A threshold below this would not survive being written with six digits.
+LEAST_THRESHOLD = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
@@ -92,7 +95,8 @@ def best_threshold(scores: npt.NDArray[np.float32], gold: npt.NDArray[np.bool_])
 
     Args:
         scores: float32 (rows,), 0 to 1.
-        gold: bool (rows,); without a single true one there is nothing to choose by, and 0.5 is returned.
+        gold: bool (rows,); without a single true one, or a score above nothing, there is nothing to choose by, and
+            0.5 is returned.
     """
     if not gold.any():
         return 0.5
@@ -101,11 +105,12 @@ def best_threshold(scores: npt.NDArray[np.float32], gold: npt.NDArray[np.bool_])
     taken = np.arange(1, len(scores) + 1)
     f1 = 2 * hits / (taken + int(gold.sum()))
     following = np.append(ranked[1:], 0.0)
-    apart = ranked > following  # equal scores cannot be parted
     middles = (ranked + following) / 2
-    places = np.flatnonzero(apart & (f1 >= f1[apart].max() - 1e-12)) if apart.any() else np.array([len(scores) - 1])
-    best = float(middles[places[np.argmin(np.abs(middles[places] - 0.5))]])
-    return min(max(best, 1e-6), 1.0)
+    places = np.flatnonzero((ranked > following) & (middles >= LEAST_THRESHOLD))  # equal scores cannot be parted
+    if not len(places):
+        return 0.5
+    places = places[f1[places] >= f1[places].max() - 1e-12]
+    return float(middles[places[np.argmin(np.abs(middles[places] - 0.5))]])
 
 
 def _row(label: str, hits: int, found: int, wanted: int) -> ClassRow:
