@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from bundle.decode import spans_of
 from bundle.manifest import bio_labels
-from bundle.metrics import accuracy, confusion, entity_scores, macro_f1, per_class
+from bundle.metrics import accuracy, best_threshold, confusion, entity_scores, label_scores, macro_f1, per_class
 from tests.properties import cases
 
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
@@ -32,6 +33,53 @@ def test_classification_figures_are_those_of_scikit_learn(pairs: list[tuple[int,
     reference = np.array(precision_recall_fscore_support(gold, answer, **options))
     found = np.array([[row.precision, row.recall, row.f1, row.support] for row in rows]).T
     np.testing.assert_allclose(found, reference)
+
+
+LABEL_SETS = st.lists(st.tuples(*[st.sets(st.sampled_from("abc"))] * 2), min_size=1, max_size=20)
+
+
+@cases(400)
+@given(LABEL_SETS)
+def test_multi_label_figures_are_those_of_scikit_learn(rows: list[tuple[set[str], set[str]]]) -> None:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    gold, found = (np.array([[label in row[side] for label in "abc"] for row in rows]) for side in (0, 1))
+    table = label_scores([sorted(row[0]) for row in rows], [sorted(row[1]) for row in rows], list("abc"))
+    reference = np.array(precision_recall_fscore_support(gold, found, zero_division=0)).T
+    np.testing.assert_allclose([[row.precision, row.recall, row.f1, row.support] for row in table[:3]], reference)
+    micro = precision_recall_fscore_support(gold, found, average="micro", zero_division=0)
+    assert (table[3].label, table[3].support) == ("micro", gold.sum())
+    np.testing.assert_allclose((table[3].precision, table[3].recall, table[3].f1), micro[:3])
+
+
+def f1_of(scores: np.ndarray, gold: np.ndarray, threshold: float) -> float:
+    found = scores >= threshold
+    return float(2 * (found & gold).sum() / max(found.sum() + gold.sum(), 1))
+
+
+SCORED = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1, width=32), st.booleans()),
+    min_size=1,
+    max_size=12,
+)
+
+
+@cases(2000)
+@given(SCORED)
+def test_the_best_threshold_is_the_best_of_all_and_the_nearest_to_one_half(rows: list[tuple[float, bool]]) -> None:
+    scores, gold = np.array([row[0] for row in rows], dtype=np.float32), np.array([row[1] for row in rows])
+    found = best_threshold(scores, gold)
+    assert 0 < found <= 1
+    if not gold.any():
+        assert found == 0.5
+        return
+    # Half way between two neighbouring scores, or between the lowest and nothing; a millionth is the least.
+    steps = sorted({0.0, *(float(score) for score in scores)})
+    middles = [(low + high) / 2 for low, high in pairwise(steps) if low + high >= 2e-6]
+    best = max((f1_of(scores, gold, middle) for middle in middles), default=0)
+    assert f1_of(scores, gold, found) == pytest.approx(best)
+    equals = [middle for middle in middles if f1_of(scores, gold, middle) >= best - 1e-9]
+    assert not equals or abs(found - 0.5) == pytest.approx(min(abs(middle - 0.5) for middle in equals))
 
 
 PATHS = st.lists(st.integers(0, 4), min_size=1, max_size=25)
