@@ -39,8 +39,9 @@ CLAUSE_ENDS = frozenset("，,、：:）)】》」』”’ \t—")
 # Characters beyond which a text is tokenized piece by piece, each without holding the GIL.
 PIECE_CHARACTERS = 10_000
 # Where a BERT pre-tokenizer splits whatever stands around it: after white space or punctuation, before a character
-# that nothing before it can join. Tokenizing the pieces gives the tokens of the whole.
-_PIECE_ENDS = re.compile(r"[\n ,.!?;:，。！？；：、](?=[0-9A-Za-z\u4e00-\u9fff])")
+# that nothing before it can join; and between two Chinese characters, so that a text without punctuation is cut too.
+# Tokenizing the pieces gives the tokens of the whole.
+_PIECE_ENDS = re.compile(r"[\n ,.!?;:，。！？；：、](?=[0-9A-Za-z\u4e00-\u9fff])|[\u4e00-\u9fff](?=[\u4e00-\u9fff])")
 # The last part of a window in which a cut may be moved forward to such an end.
 CUT_ZONE = 0.25
 
