@@ -1,8 +1,11 @@
-"""Bulk work over one connection: NDJSON in, NDJSON out, in order, in bounded memory.
+"""Bulk work over one connection: NDJSON in, NDJSON out, in bounded memory.
 
 Lines are answered while later ones still arrive. Nothing is read ahead further than `AHEAD` lines, so a caller who
 does not read, or an engine that is slow, slows the sender down (TCP does the rest); a caller must read while it
 sends, as curl does. A line that cannot be answered gets a problem in its place, and the stream goes on.
+
+Answers leave in the order of the lines, or, where the caller asks for it, each as soon as it is ready. Either way short
+lines are computed while a long one is: a long line goes alone and in a lane of its own.
 """
 
 from __future__ import annotations
@@ -38,8 +41,11 @@ AHEAD = 256
 # Lines that go through the model together, at most, and the characters at which a group is full.
 GROUP = 16
 GROUP_CHARACTERS = 20_000
-# Groups that are answered at a time.
+# Characters above which a line is long.
+LONG_CHARACTERS = 5_000
+# Groups of short lines, and long lines, that are answered at a time.
 WORKERS = 4
+LONG_WORKERS = 2
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -63,6 +69,12 @@ class _Line:
     answer: asyncio.Future[StreamAnswer]
     id: str | int | None = None
     text: Text | None = None
+
+    @property
+    def characters(self) -> int:
+        """Of both sides of a pair."""
+        text = _text(self)
+        return len(text.text) + len(text.pair or "")
 
 
 @router.post(
@@ -88,13 +100,16 @@ async def stream(
     return_windows: bool = False,
     truncate: bool = False,
     offset_unit: OffsetUnit = "codepoint",
+    ordered: Annotated[
+        bool, Query(description="false gives each answer as soon as it is ready; index and id tell its line")
+    ] = True,
 ) -> Response:
     """Answers come in the order of the lines, each as soon as those before it are written. Send any number of lines."""
     gateway = gateway_of(request)
     served = gateway.model(model)
     await gateway.check_ready(served)
     shape = Shape(top_k, return_windows, offset_unit)
-    return _Answers(gateway, served, shape, truncate, request)
+    return _Answers(gateway, served, shape, truncate, ordered, request)
 
 
 class _Answers(Response):
@@ -102,40 +117,55 @@ class _Answers(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, gateway: Gateway, model: ServedModel, shape: Shape, truncate: bool, request: Request) -> None:
+    def __init__(
+        self, gateway: Gateway, model: ServedModel, shape: Shape, truncate: bool, ordered: bool, request: Request
+    ) -> None:
         super().__init__()
         del self.headers["content-length"]
-        self._gateway, self._model, self._shape, self._truncate = gateway, model, shape, truncate
+        self._gateway, self._model, self._shape = gateway, model, shape
+        self._truncate, self._ordered = truncate, ordered
         self._request_id: str = request.state.request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        written: asyncio.Queue[_Line | None] = asyncio.Queue(AHEAD)
-        asked: asyncio.Queue[_Line | None] = asyncio.Queue()
+        ahead = asyncio.Semaphore(AHEAD)
+        leaving: asyncio.Queue[asyncio.Future[StreamAnswer] | None] = asyncio.Queue()
+        short: asyncio.Queue[_Line | None] = asyncio.Queue()
+        long: asyncio.Queue[_Line | None] = asyncio.Queue()
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
         async def read() -> None:
             index = 0
             async for raw in _lines(receive, self._gateway.settings.max_body_bytes):
+                await ahead.acquire()
                 line = _Line(index, asyncio.get_running_loop().create_future())
                 index += 1
+                if self._ordered:
+                    leaving.put_nowait(line.answer)
+                else:
+                    line.answer.add_done_callback(leaving.put_nowait)
                 self._parse(line, raw)
-                await written.put(line)
                 if line.text is not None:
-                    asked.put_nowait(line)
-            for _ in range(WORKERS):
-                asked.put_nowait(None)
-            await written.put(None)
+                    (long if line.characters > LONG_CHARACTERS else short).put_nowait(line)
+            for lane, workers in ((short, WORKERS), (long, LONG_WORKERS)):
+                for _ in range(workers):
+                    lane.put_nowait(None)
+            for _ in range(AHEAD):  # all are back when the last answer is written
+                await ahead.acquire()
+            leaving.put_nowait(None)
 
         async def write() -> None:
-            while (line := await written.get()) is not None:
-                body = (await line.answer).model_dump_json(exclude_none=True).encode() + b"\n"
+            while (answer := await leaving.get()) is not None:
+                body = (await answer).model_dump_json(exclude_none=True).encode() + b"\n"
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                ahead.release()
 
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(read())
                 for _ in range(WORKERS):
-                    group.create_task(self._work(asked))
+                    group.create_task(self._work(short, GROUP))
+                for _ in range(LONG_WORKERS):
+                    group.create_task(self._work(long, 1))
                 group.create_task(write())
         except BaseExceptionGroup as failures:
             # The caller is gone, or the server is stopping: the connection breaks, which is how a caller sees it.
@@ -155,17 +185,18 @@ class _Answers(Response):
         except SlipwayError as error:
             self._refuse(line, error)
 
-    async def _work(self, asked: asyncio.Queue[_Line | None]) -> None:
-        while (line := await asked.get()) is not None:
-            group, characters = [line], len(_text(line).text)
+    async def _work(self, lane: asyncio.Queue[_Line | None], most: int) -> None:
+        """Answers the lines of a lane, at most so many together."""
+        while (line := await lane.get()) is not None:
+            group, characters = [line], line.characters
             # Only what has arrived: no line waits for the next one.
-            while len(group) < GROUP and characters < GROUP_CHARACTERS and not asked.empty():
-                following = asked.get_nowait()
+            while len(group) < most and characters < GROUP_CHARACTERS and not lane.empty():
+                following = lane.get_nowait()
                 if following is None:
-                    asked.put_nowait(None)
+                    lane.put_nowait(None)
                     break
                 group.append(following)
-                characters += len(_text(following).text)
+                characters += following.characters
             await self._answer(group)
 
     async def _answer(self, group: list[_Line]) -> None:

@@ -24,6 +24,8 @@ class Moody(OnnxEngine):
     """The ONNX engine, until it is told to fail; notes the shape of each call."""
 
     failure: Exception | None = None
+    # Seconds that a call takes longer.
+    delay = 0.0
 
     def __init__(self) -> None:
         super().__init__(threads=1)
@@ -33,6 +35,7 @@ class Moody(OnnxEngine):
         self.shapes.append(input_ids.shape)
         if self.failure:
             raise self.failure
+        await asyncio.sleep(self.delay)
         return await super().infer(model, input_ids, token_type_ids)
 
 
@@ -78,6 +81,36 @@ def test_an_engine_that_is_down_is_a_503_with_retry_after(bundles: Path) -> None
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "3"
     assert answer.json()["detail"] == "Triton went away"
+
+
+@pytest.mark.parametrize(
+    ("text", "delay"),
+    # A million characters take seconds to tokenize; a thousand calls of a slow engine take a minute.
+    [("大跌，" * 333_333, 0.0), ("大跌，" * 8_000, 0.2)],
+    ids=["tokenizing", "inferring"],
+)
+def test_the_deadline_of_a_very_long_text_cuts_whatever_is_under_way(bundles: Path, text: str, delay: float) -> None:
+    async def cut() -> tuple[httpx.Response, float, httpx.Response, int]:
+        engine, loop = Moody(), asyncio.get_running_loop()
+        settings = {"engine": "onnx", "max_windows": 100_000, "batch_tokens": 32, "timeout_seconds": 1.0}
+        gateway = Gateway(Settings(bundles=bundles, **settings), engine)  # type: ignore[arg-type]
+        await gateway.start()
+        engine.delay = delay
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(gateway)), base_url="http://test") as http:
+            begun = loop.time()
+            late = await http.post("/v1/models/news/predict", json={"inputs": text})
+            seconds = loop.time() - begun
+            engine.delay = 0.0
+            engine.shapes.clear()
+            other = await http.post("/v1/models/news/predict", json={"inputs": "好"})
+        await gateway.stop()
+        return late, seconds, other, len(engine.shapes)
+
+    late, seconds, other, calls = asyncio.run(cut())
+    assert late.status_code == 504 and late.json()["type"].endswith("engine-timeout")
+    assert 1.0 <= seconds < 2.5
+    assert other.status_code == 200
+    assert calls == 1, "nothing goes on computing for the text that was given up"
 
 
 def test_windows_of_a_request_are_grouped_up_to_the_token_budget(bundles: Path) -> None:

@@ -84,10 +84,29 @@ def test_a_text_with_nothing_in_it_is_refused(http: httpx.Client, text: str) -> 
     assert found["field"] == "inputs[1]"
 
 
-def test_an_empty_pair_is_named(http: httpx.Client) -> None:
-    body = {"inputs": [{"text": "好", "pair": " "}]}
+@pytest.mark.parametrize(("text", "pair", "side"), [("好", " ", "pair"), ("\n", "好", "text"), ("", "", "text")])
+def test_the_empty_side_of_a_pair_is_named(http: httpx.Client, text: str, pair: str, side: str) -> None:
+    body = {"inputs": [{"text": "好", "pair": "好"}, {"text": text, "pair": pair}]}
     found = problem(http.post("/v1/models/pairs/predict", json=body), 422, "invalid-text")
-    assert found["field"] == "inputs[0].pair"
+    assert found["field"] == f"inputs[1].{side}"
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "field"),
+    [
+        ("news", "a\0b", "inputs"),
+        ("news", ["好", "\0"], "inputs[1]"),
+        ("topics", [{"text": "好\0"}], "inputs[0].text"),
+        ("pairs", [{"text": "好\0", "pair": "好"}], "inputs[0].text"),
+        ("pairs", [{"text": "好", "pair": "好\0"}], "inputs[0].pair"),
+    ],
+)
+def test_the_character_nul_is_refused_as_in_training(
+    http: httpx.Client, model: str, inputs: object, field: str
+) -> None:
+    found = problem(http.post(f"/v1/models/{model}/predict", json={"inputs": inputs}), 422, "invalid-text")
+    assert found["field"] == field
+    assert "NUL" in found["detail"]
 
 
 def test_too_many_texts_tell_the_limit(http: httpx.Client) -> None:

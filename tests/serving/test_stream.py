@@ -1,10 +1,11 @@
-"""The NDJSON route: in order, without holding back, in bounded memory, and no bad line ends it."""
+"""The NDJSON route: in order or as soon as ready, without holding back, in bounded memory; no bad line ends it."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tests.serving.conftest import Server, eventually
 from tests.serving.test_predict import LONG, TEXTS, ask, same
 
 pytestmark = pytest.mark.slow
+
+# Takes a second to tokenize, of which only the first windows are read.
+LONG_LINE = "大" * 150_000
 
 
 class Stream:
@@ -63,7 +67,7 @@ def server(request: pytest.FixtureRequest, onnx_server: Server, triton_server: S
     return onnx_server if request.param == "onnx" else triton_server
 
 
-@pytest.mark.parametrize("model", ["news", "ner", "news-int8"])
+@pytest.mark.parametrize("model", ["news", "ner", "news-int8", "topics", "desk"])
 def test_lines_are_answered_in_order_as_single_requests_are(server: Server, model: str) -> None:
     texts = TEXTS * 12
     body = "\n".join(json.dumps(text) for text in texts)
@@ -90,16 +94,21 @@ def test_an_answer_does_not_wait_for_the_next_line(server: Server) -> None:
 
 
 def test_a_bad_line_is_a_problem_in_its_place_and_the_stream_goes_on(server: Server) -> None:
-    bad = [b"{", b'{"text": 3}', b'{"text": "a", "more": 1}', b'""', b'{"text": "a", "pair": "b"}', b"[1]"]
+    bad = [
+        *(b"{", b'{"text": 3}', b'{"text": "a", "more": 1}', b'""', b'{"text": "a", "pair": "b"}', b"[1]"),
+        b'"a\\u0000b"',
+    ]
     body = b"\r\n\n".join([b'"\xe5\xa5\xbd"', *bad, json.dumps(LONG * 50).encode(), b'"\xe5\xa5\xbd"'])
     response = httpx.post(f"{server.url}/v1/models/news/predict/stream", content=body, timeout=60)
     lines = [json.loads(line) for line in response.text.splitlines()]
     kinds = [line["error"]["type"].rpartition(":")[2] if "error" in line else "" for line in lines]
     assert kinds == [
         *("", "malformed-request", "invalid-request", "invalid-request", "invalid-text", "invalid-request"),
-        *("invalid-request", "text-too-long", ""),
+        *("invalid-request", "invalid-text", "text-too-long", ""),
     ]
-    assert [line["error"]["field"] for line in lines[2:6]] == ["text", "more", "line.text", "line.pair"]
+    fields = [line["error"]["field"] for line in lines[1:8]]
+    assert fields == ["line", "text", "more", "line.text", "line.pair", "line", "line.text"]
+    assert lines[1]["error"]["detail"].startswith("the line is not JSON")
     assert lines[0]["prediction"] == {**lines[-1]["prediction"]}
 
 
@@ -114,6 +123,47 @@ def test_pairs_go_through_too(server: Server) -> None:
     pair = {"text": "今天", "pair": "大跌"}
     response = httpx.post(f"{server.url}/v1/models/pairs/predict/stream", content=json.dumps(pair), timeout=60)
     assert same(response.json()["prediction"], ask(server, "pairs", inputs=[pair])["predictions"][0])
+
+
+@pytest.mark.parametrize(
+    ("side", "body"), [("text", {"text": "", "pair": "b"}), ("pair", {"text": "a", "pair": "b\0"})]
+)
+def test_the_side_of_a_pair_that_is_wrong_is_named(server: Server, side: str, body: dict) -> None:
+    response = httpx.post(f"{server.url}/v1/models/pairs/predict/stream", content=json.dumps(body), timeout=60)
+    assert response.json()["error"]["field"] == f"line.{side}"
+
+
+def test_a_short_line_before_a_long_one_is_not_held_back_by_it(server: Server) -> None:
+    stream = Stream(server, "news", "?truncate=true")
+    begun = time.perf_counter()
+    stream.send("好", LONG_LINE)  # in one piece, so that both are there when the first is looked at
+    stream.end()
+    assert "200 OK" in stream.head()
+    after = [time.perf_counter() - begun for _ in stream.answers()]
+    assert len(after) == 2 and after[0] < after[1] / 2
+    stream.close()
+
+
+def test_without_order_the_lines_after_a_long_one_do_not_wait_for_it(server: Server) -> None:
+    lines = [LONG_LINE, *({"text": "好", "id": number} for number in range(30)), {"txt": "?"}]
+    body = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines).encode()
+    url = f"{server.url}/v1/models/news/predict/stream?truncate=true&ordered="
+    unordered, ordered = (
+        [json.loads(line) for line in httpx.post(url + word, content=body, timeout=60).text.splitlines()]
+        for word in ("false", "true")
+    )
+    assert [line["index"] for line in ordered] == list(range(32))
+    assert unordered[-1]["index"] == 0 and "error" in next(line for line in unordered if line["index"] == 31)
+    assert sorted(line["index"] for line in unordered) == list(range(32))
+    assert all(line["index"] == line["id"] + 1 for line in unordered if "id" in line)
+    assert same(unordered[-1]["prediction"], ordered[0]["prediction"])
+
+
+def test_a_stream_without_order_is_as_long_as_one_likes(onnx_server: Server) -> None:
+    body = b'"\xe5\xa5\xbd"\n' * 2000
+    url = f"{onnx_server.url}/v1/models/news/predict/stream?ordered=false&top_k=1"
+    lines = [json.loads(line) for line in httpx.post(url, content=body, timeout=60).text.splitlines()]
+    assert sorted(line["index"] for line in lines) == list(range(2000))
 
 
 def test_a_line_above_the_limit_is_refused_alone(server: Server) -> None:
