@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import json
 import random
+import re
 
 import httpx
 import pytest
 
-from tests.serving.conftest import Server
+from tests.serving.conftest import ROOT, Server
 
 pytestmark = pytest.mark.slow
 
@@ -236,3 +238,16 @@ def test_a_request_id_is_kept_or_made(http: httpx.Client) -> None:
 def test_timings_are_also_a_header(http: httpx.Client) -> None:
     response = http.post("/v1/models/news/predict", json={"inputs": "好"})
     assert "infer;dur=" in response.headers["server-timing"]
+
+
+def test_the_documented_answers_have_the_fields_of_real_ones(onnx_server: Server) -> None:
+    documented = re.findall(r"```json (\S+)\n(.*?)```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.S)
+    models = {item["task"]: item["name"] for item in httpx.get(f"{onnx_server.url}/v1/models").json()["models"]}
+
+    assert {task for task, _ in documented} == set(models) - {"text-pair"}
+    for task, text in documented:
+        shown, found = json.loads(text), ask(onnx_server, models[task], inputs=LONG)["predictions"][0]
+        assert list(shown) == list(found)
+        for field, value in shown.items():
+            if isinstance(value, list):
+                assert list(value[0]) == list(found[field][0])

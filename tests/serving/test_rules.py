@@ -202,6 +202,9 @@ def test_rules_are_seen_in_answers_counted_and_read_again(bundles: Path, tmp_pat
     folder = tmp_path / "rules"
     folder.mkdir()
     file = folder / "news.toml"
+    given, marked = (GOOD.format(label=label).replace("relabel", "add") for label in ("天气", "PER"))
+    (folder / "topics.toml").write_text(given, encoding="utf-8")
+    (folder / "desk.toml").write_text(GOOD.format(label="询问") + marked.replace("refund", "mark"), encoding="utf-8")
     text = "😀我要退款"
     server = Server(tmp_path, *options(bundles, engine), SLIPWAY_RULES=str(folder)).until_ready()
     try:
@@ -225,6 +228,15 @@ def test_rules_are_seen_in_answers_counted_and_read_again(bundles: Path, tmp_pat
         assert answer["score"] == next(item["score"] for item in plain["scores"] if item["label"] == other)
         metrics = httpx.get(f"{server.url}/metrics").text
         assert 'slipway_rules_fired_total{model="news",rule="refund"}' in metrics
+
+        # Several labels, and a label beside entities: the same on both engines, and the scores stay the model's.
+        several = ask(server, "topics", inputs=[text, "坏"])["predictions"]
+        assert [item["label"] for item in several[0]["labels"]][-1] == "天气"
+        assert several[0]["labels"][-1]["score"] < several[0]["labels"][-1]["threshold"]
+        assert several[0]["rules"][0]["action"] == "add" and "rules" not in several[1]
+        (both,) = ask(server, "desk", inputs=text)["predictions"]
+        assert both["label"] == "询问" and {"label": "PER", "text": "退款"}.items() <= both["entities"][-1].items()
+        assert [item["rule"] for item in both["rules"]] == ["refund", "mark"]
 
         file.write_text(GOOD.format(label="nix"), encoding="utf-8")
         eventually(lambda: bool(ask(server, "news", inputs="x")) and "stay in force" in server.output)
