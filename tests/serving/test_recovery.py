@@ -81,7 +81,7 @@ def test_health_and_metrics_tell_that_triton_is_away(server: Server) -> None:
 
 def test_a_stub_that_is_killed_comes_back(server: Server) -> None:
     stubs = [child for child in psutil.Process(server.triton_pid).children() if "stub" in child.name()]
-    assert len(stubs) == 4
+    assert len(stubs) == 6
     for stub in stubs:
         stub.kill()
 
