@@ -46,8 +46,9 @@ def check(status: int, body: bytes) -> Answer:
     if not isinstance(predictions, list) or len(predictions) != 1 or not isinstance(predictions[0], dict):
         return Answer("missing predictions", "one text was sent, so one prediction is due")
     prediction = predictions[0]
-    if "entities" not in prediction and not ("label" in prediction and "score" in prediction):
-        return Answer("missing label", "a prediction has label and score, or entities")
+    told = ("label" in prediction and "score" in prediction) or "labels" in prediction or "entities" in prediction
+    if not told:
+        return Answer("missing label", "a prediction has label and score, labels, or entities")
     for field in ("tokens", "windows"):
         if type(prediction.get(field)) is not int or prediction[field] < 1:
             return Answer(f"missing {field}")
