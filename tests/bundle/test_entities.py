@@ -60,7 +60,7 @@ def marked(draw: st.DrawFn) -> tuple[Encoded, int, int]:
     return encoder.encode(text), first, draw(st.integers(first + 1, count))
 
 
-@cases(2500)
+@cases(1800)
 @given(marked(), ANY_JOINING)
 def test_an_entity_stands_where_its_tokens_stand_in_every_unit(
     case: tuple[Encoded, int, int], joining: Joining
@@ -76,7 +76,7 @@ def test_an_entity_stands_where_its_tokens_stand_in_every_unit(
     assert text.encode()[octets(found.start) : octets(found.end)].decode() == entity
 
 
-@cases(1500)
+@cases(700)
 @given(marked())
 def test_gold_labels_of_an_answer_give_the_answer_again(case: tuple[Encoded, int, int]) -> None:
     """What evaluation compares: an entity that is read from rows and one that is answered have the same ends."""

@@ -38,7 +38,7 @@ def test_classification_figures_are_those_of_scikit_learn(pairs: list[tuple[int,
 LABEL_SETS = st.lists(st.tuples(*[st.sets(st.sampled_from("abc"))] * 2), min_size=1, max_size=20)
 
 
-@cases(400)
+@cases(150)
 @given(LABEL_SETS)
 def test_multi_label_figures_are_those_of_scikit_learn(rows: list[tuple[set[str], set[str]]]) -> None:
     from sklearn.metrics import precision_recall_fscore_support
@@ -64,7 +64,7 @@ SCORED = st.lists(
 )
 
 
-@cases(2000)
+@cases(1200)
 @given(SCORED)
 def test_the_best_threshold_is_the_best_of_all_and_the_nearest_to_one_half(rows: list[tuple[float, bool]]) -> None:
     scores, gold = np.array([row[0] for row in rows], dtype=np.float32), np.array([row[1] for row in rows])

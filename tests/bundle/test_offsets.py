@@ -5,35 +5,26 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.offsets import converter
+from bundle.offsets import OffsetUnit, converter
+from tests.bundle.texts import ANY_TEXT, CHARACTERS
+from tests.properties import cases
 
-anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
-
-
-@st.composite
-def pieces(draw: st.DrawFn) -> tuple[str, int, int]:
-    text = draw(anything)
-    start = draw(st.integers(0, len(text)))
-    return text, start, draw(st.integers(start, len(text)))
-
-
-@given(pieces())
-def test_utf16_offsets_are_what_javascript_slices_by(piece: tuple[str, int, int]) -> None:
-    text, start, end = piece
-    at = converter(text, "utf16")
-    units = text.encode("utf-16-le")
-    assert units[2 * at(start) : 2 * at(end)].decode("utf-16-le") == text[start:end]
+UNITS: dict[OffsetUnit, tuple[str, int]] = {
+    "codepoint": ("utf-32-le", 4),
+    "utf16": ("utf-16-le", 2),
+    "byte": ("utf-8", 1),
+}
 
 
-@given(pieces())
-def test_byte_offsets_slice_utf8(piece: tuple[str, int, int]) -> None:
-    text, start, end = piece
-    at = converter(text, "byte")
-    assert text.encode()[at(start) : at(end)].decode() == text[start:end]
-
-
-@given(pieces())
-def test_code_points_stay_as_they_are(piece: tuple[str, int, int]) -> None:
-    text, start, end = piece
-    at = converter(text, "codepoint")
-    assert (at(start), at(end)) == (start, end)
+@cases(2000)
+@given(ANY_TEXT | st.text(CHARACTERS, max_size=30), st.sampled_from(sorted(UNITS)), st.data())
+def test_an_offset_counts_the_units_before_it_and_cuts_the_same_piece(
+    text: str, unit: OffsetUnit, data: st.DataObject
+) -> None:
+    at = converter(text, unit)
+    coding, width = UNITS[unit]
+    for offset in range(len(text) + 1):  # the slow reference: encode what stands before it
+        assert at(offset) == len(text[:offset].encode(coding)) // width
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    assert text.encode(coding)[width * at(start) : width * at(end)].decode(coding) == text[start:end]

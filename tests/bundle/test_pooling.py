@@ -49,7 +49,7 @@ def test_every_pooling_of_the_manifest_is_tested() -> None:
     assert {*POOLINGS, "learned"} == set(ALL)
 
 
-@cases(3000)
+@cases(1500)
 @given(CASES, st.sampled_from(ALL), WEIGHTS)
 def test_shares_sum_to_one_and_scores_are_probabilities(
     case: tuple[FloatArray, IntArray, Task], how: Pooling, weights: tuple[float, ...]
@@ -73,7 +73,7 @@ def test_shares_sum_to_one_and_scores_are_probabilities(
     assert answer.chosen == (reaching(answer.scores, task) if multi else (answer.label,))
 
 
-@cases(1500)
+@cases(1000)
 @given(CASES, st.sampled_from(UNORDERED), SEEDS)
 def test_a_pooling_without_an_order_does_not_mind_the_order_of_windows(
     case: tuple[FloatArray, IntArray, Task], how: Pooling, seed: int
