@@ -42,8 +42,7 @@ serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; 
 
 ##@ Measuring
 evaluate: $(READY) ## every form of RECIPE on its whole test split, and the TF-IDF baseline; writes docs/results/
-	@$(PY) -m finetune baseline $(RECIPE) --form $(FORM) --out $(RESULTS)/baseline
-	@$(PY) -m export.evaluate $(MODEL) --out $(RESULTS) $(ARGS)
+	@$(PY) -m finetune evaluate $(RECIPE) --form $(FORM) --out $(ARTIFACTS) --results $(RESULTS) $(ARGS)
 
 bench: $(READY) ## latency of every form of RECIPE side by side; writes docs/bench/
 	@$(PY) -m export.bench $(MODEL)/bundle $(ARGS)
