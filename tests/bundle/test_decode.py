@@ -93,7 +93,7 @@ def sure(path: list[int]) -> FloatArray:
     return np.where(np.arange(5) == np.array(path)[:, None], 10, -10).astype(np.float32)
 
 
-@cases(800)
+@cases(500)
 @given(ENTITIES, st.integers(1, 30), SHAPES, st.integers(0, 9), st.sampled_from(STITCHINGS))
 def test_gold_tags_survive_windows_of_any_size(
     entities: list[tuple[int, int, int]], tail: int, shape: tuple[int, int], ends: int, joining: Joining
@@ -122,7 +122,7 @@ def partial(path: list[int], first: int, last: int, cut: str) -> list[int]:
     return seen
 
 
-@cases(1500)
+@cases(1200)
 @given(ENTITIES, st.integers(1, 30), SHAPES, st.integers(0, 9), st.lists(st.sampled_from(CUTS), min_size=1, max_size=4))
 def test_an_entity_no_longer_than_the_overlap_is_found_whole(
     entities: list[tuple[int, int, int]], tail: int, shape: tuple[int, int], ends: int, cuts: list[str]
@@ -152,7 +152,7 @@ def read_with(context: int, values: FloatArray, kernel: FloatArray, first: int, 
     return joined
 
 
-@cases(1500)
+@cases(1200)
 @given(
     *(st.integers(0, 2**32 - 1), st.integers(20, 150), st.integers(0, 8), st.sampled_from([-1.5, -0.5, 0, 0.5])),
     *(st.integers(0, 6), st.integers(3, 23), st.integers(0, 9)),
@@ -198,7 +198,7 @@ def test_the_average_is_what_windows_say_that_agree_and_the_mean_of_what_those_s
         np.testing.assert_allclose(joined[token], np.mean(views, axis=0), rtol=1e-4, atol=1e-5)
 
 
-@cases(800)
+@cases(500)
 @given(st.integers(1, 150), SHAPES, st.integers(0, 9))
 def test_a_token_is_decided_where_it_has_the_most_context(count: int, shape: tuple[int, int], ends: int) -> None:
     encoded = one_token_each(count, shape, ends)

@@ -18,14 +18,13 @@ from tests.bundle.texts import ANY_TEXT, PROSE
 from tests.properties import cases
 
 HANZI = st.text(alphabet="今天气很好北京上海人。，！ abc123\n", min_size=1, max_size=300)
-ANY = st.text(min_size=1, max_size=120)
 
 
 def has_tokens(encoder: Encoder, text: str) -> bool:
     return len(encoder.tokenize(text)[0]) > 0
 
 
-@cases(1500)
+@cases(1000)
 @given(PROSE | ANY_TEXT, SHAPES)
 def test_windows_read_every_token_and_every_character(text: str, shape: tuple[int, int]) -> None:
     encoder = make_encoder(*shape)
@@ -59,7 +58,7 @@ def reference_windows(encoder: Encoder, encoded: Encoded, room: int, overlap: in
     return plan_of(ranks, room, overlap)
 
 
-@cases(1500)
+@cases(1200)
 @given(PROSE | ANY_TEXT, SHAPES)
 def test_windows_end_where_the_slow_reference_ends_them(text: str, shape: tuple[int, int]) -> None:
     encoder = make_encoder(*shape)
@@ -69,7 +68,7 @@ def test_windows_end_where_the_slow_reference_ends_them(text: str, shape: tuple[
     assert found == reference_windows(encoder, encoded, shape[0] - 2, shape[1])
 
 
-@cases(700)
+@cases(500)
 @given(
     PROSE,
     st.lists(st.sampled_from(["今", "北京", "hello", "。", " "]), max_size=12).map("".join),
@@ -101,7 +100,7 @@ def test_a_pair_is_cut_as_a_text_in_the_room_that_its_other_side_leaves(
 
 
 @cases(400)
-@given(ANY)
+@given(ANY_TEXT)
 def test_no_visible_character_is_outside_all_tokens(text: str) -> None:
     encoder = make_encoder()
     _, spans = encoder.tokenize(text)
@@ -114,7 +113,7 @@ def test_no_visible_character_is_outside_all_tokens(text: str) -> None:
                 character.isspace()
                 or character == "\ufffd"
                 or unicodedata.category(character)[0] == "C"
-                or unicodedata.category(character) == "Mn"
+                or unicodedata.category(character) in ("Mn", "Mc")
                 or unicodedata.category(character)[0] == "Z"
             )
 
@@ -133,7 +132,22 @@ def test_a_span_shorter_than_the_overlap_lies_whole_in_some_window(
     assert any(window.first <= start and end <= window.last for window in encoded.windows)
 
 
-PIECES_OF_TEXT = st.text(alphabet="今天，。 a1\n\u0301\ufe0f😀.é", max_size=80) | ANY
+@cases(500)
+@given(PROSE, SHAPES, st.integers(1, 5))
+def test_a_truncated_text_is_read_as_far_as_its_windows_reach(text: str, shape: tuple[int, int], limit: int) -> None:
+    encoder = make_encoder(*shape)
+    assume(has_tokens(encoder, text))
+    whole, found = encoder.encode(text), encoder.encode(text, truncate=True, max_windows=limit)
+    assert found.windows == whole.windows[:limit]
+    assert found.truncated == (len(whole.windows) > limit) == (found.covered < 1)
+    assert found.covered == whole.windows[: len(found.windows)][-1].end / len(text)
+    if found.truncated:
+        with pytest.raises(TextTooLong) as error:
+            encoder.encode(text, max_windows=limit)
+        assert (error.value.windows, error.value.tokens) == (len(whole.windows), len(whole.ids))
+
+
+PIECES_OF_TEXT = st.text(alphabet="今天，。 a1\n\u0301\ufe0f😀.é", max_size=80) | ANY_TEXT | PROSE
 
 
 @cases(500)

@@ -96,7 +96,7 @@ def agrees(text: str, lowercase: bool) -> bool:
     return bool(letters == read) and tokens_found(text, lowercase) == tokens_of(text, VOCABULARY, lowercase)
 
 
-@cases(3000)
+@cases(2500)
 @given(AGREED_TEXT, st.booleans())
 def test_tokens_and_their_places_are_those_of_the_slow_reference(text: str, lowercase: bool) -> None:
     assert tokens_found(text, lowercase) == tokens_of(text, VOCABULARY, lowercase)
