@@ -30,6 +30,7 @@ class Step(StrEnum):
     TO_STATIC = "to_static"
     TO_ONNX = "to_onnx"
     FUSE = "fuse"
+    POOLING = "pooling"
     TO_INT8 = "to_int8"
     GATE = "gate"
     TO_TRITON = "to_triton"
@@ -42,11 +43,12 @@ class Backend(StrEnum):
     ONNXRUNTIME = "onnxruntime"
 
 
-# What each step reads and adds; the last two write no artifact.
+# What each step reads and adds; those that are not in `WRITES` write no artifact.
 READS = {
     Step.TO_STATIC: "paddle",
     Step.TO_ONNX: "paddle_static",
     Step.FUSE: "onnx_fp32",
+    Step.POOLING: "onnx_fused and the dev rows",
     Step.TO_INT8: "onnx_fused and the calibration rows",
     Step.GATE: "onnx_fused, onnx_int8 and the dev rows",
     Step.TO_TRITON: "the published artifact",
@@ -87,7 +89,7 @@ def run(
     ] = None,
     dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 400,
 ) -> None:
-    """Converts, fuses and quantizes a bundle's model, proves each form, publishes one, and writes Triton's files."""
+    """Converts and quantizes a model, chooses how windows are joined, publishes one form, and writes Triton's files."""
     from rich.console import Console
 
     from bundle.errors import SlipwayError
@@ -145,6 +147,7 @@ def _step(
     """Runs one step and tells what it read, wrote, measured and how long it took."""
     from export.fuse import fuse
     from export.gate import gate
+    from export.pooling import pooling
     from export.to_int8 import to_int8
     from export.to_onnx import to_onnx
     from export.to_static import to_static
@@ -160,6 +163,8 @@ def _step(
     judged: dict[Step, Callable[..., Bundle]] = {Step.TO_INT8: to_int8, Step.GATE: gate}
     if step in plain:
         bundle = plain[step](bundle, journal, force=force)
+    elif step is Step.POOLING:
+        bundle = pooling(bundle, journal, dev, force=force)
     elif step in judged:
         bundle = judged[step](bundle, journal, dev, tolerance, force=force)
     else:

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from bundle.encode import Encoded, Encoder
 from bundle.folder import Bundle, write_atomic
-from bundle.manifest import Artifact, Quality
+from bundle.manifest import Artifact, Manifest, Quality
 from bundle.metrics import ClassRow
 from bundle.predict import (
     Predicted,
@@ -67,7 +67,7 @@ class Measured:
 
 @dataclass
 class DevSplit:
-    """The dev rows of a bundle, encoded once, and what was measured on them in this process.
+    """The dev rows of a bundle, encoded once, and what graphs said of them in this process.
 
     Args:
         limit: use at most so many rows, evenly spread; 0 means all of them.
@@ -77,7 +77,7 @@ class DevSplit:
     limit: int = 0
     rows: list[Row] = field(default_factory=list)
     _encoded: list[Encoded] = field(default_factory=list)
-    _known: dict[str, Measured] = field(default_factory=dict)
+    _known: dict[str, list[Predicted]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.encoder = Encoder.of(self.bundle)
@@ -100,24 +100,35 @@ class DevSplit:
         ref = self.bundle.manifest.splits.get("dev")
         return {"dev_sha256": ref.sha256 if ref else "", "rows": len(self.rows)}
 
-    def measure(
-        self, key: str, what: str, run: Run, journal: Journal, *, alone: bool, reference: Sequence[object] | None
-    ) -> Measured:
-        """Answers every row.
+    def predictions(self, key: str, what: str, run: Run, journal: Journal, *, alone: bool) -> list[Predicted]:
+        """What a graph says of every row.
 
         Args:
             key: checksum of the graph; a second call with it answers from memory.
             alone: one window per call, for a graph whose answers depend on the batch.
-            reference: answers to compare with, row by row.
         """
         if key not in self._known:
             with journal.progress(what) as progress:
-                found = predict(self.encoded, self.encoder, run, batch_tokens=1 if alone else 4096, progress=progress)
-            self._known[key] = self._measured(found, reference)
+                self._known[key] = predict(
+                    self.encoded, self.encoder, run, batch_tokens=1 if alone else 4096, progress=progress
+                )
         return self._known[key]
 
-    def _measured(self, found: list[Predicted], reference: Sequence[object] | None) -> Measured:
-        manifest = self.bundle.manifest
+    def predictions_of(self, name: str, journal: Journal, bundle: Bundle) -> list[Predicted]:
+        """What an ONNX artifact of the bundle says of every row."""
+        artifact = source_of(bundle, name)
+        run = run_of(open_session(bundle.path(artifact.file)), bundle.manifest.signature)
+        what = f"{name} on {len(self.rows)} dev rows"
+        return self.predictions(identity(artifact), what, run, journal, alone=not artifact.batch_invariant)
+
+    def measure(
+        self, found: Sequence[Predicted], manifest: Manifest, reference: Sequence[object] | None = None
+    ) -> Measured:
+        """Scores what was said, joined as the manifest says.
+
+        Args:
+            reference: answers to compare with, row by row.
+        """
         task = manifest.task
         answers = answers_of(found, task, manifest.text.joining)
         quality = Quality(
@@ -132,16 +143,7 @@ class DevSplit:
         self, name: str, journal: Journal, bundle: Bundle, reference: Sequence[object] | None = None
     ) -> Measured:
         """Measures an ONNX artifact of the bundle."""
-        artifact = source_of(bundle, name)
-        session = open_session(bundle.path(artifact.file))
-        return self.measure(
-            identity(artifact),
-            f"{name} on {len(self.rows)} dev rows",
-            run_of(session, bundle.manifest.signature),
-            journal,
-            alone=not artifact.batch_invariant,
-            reference=reference,
-        )
+        return self.measure(self.predictions_of(name, journal, bundle), bundle.manifest, reference)
 
 
 def headlines(metrics: dict[str, float]) -> list[str]:
@@ -183,6 +185,8 @@ def gate(
         INT8: identity(int8_artifact) if int8_artifact else "",
         "max_drop": tolerance.max_drop,
         "min_agreement": tolerance.min_agreement,
+        "joining": bundle.manifest.text.joining.model_dump(mode="json"),
+        "thresholds": list(bundle.manifest.task.thresholds),
         **dev.fingerprint,
     }
     known = _read_report(bundle)

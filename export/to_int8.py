@@ -327,14 +327,14 @@ class Bench:
     def judge(self, item: Candidate, dev: DevSplit, reference: Measured, tolerance: Tolerance) -> None:
         """Measures a candidate on the dev split."""
         content = serialized(item.model)
-        item.measured = dev.measure(
+        found = dev.predictions(
             hashlib.sha256(content).hexdigest(),
             f"{item.scheme.name} on {len(dev.rows)} dev rows",
             run_of(open_session(content), self.signature),
             self.journal,
             alone=item.scheme.kind == "dynamic",
-            reference=reference.answers,
         )
+        item.measured = dev.measure(found, self.bundle.manifest, reference.answers)
         item.reasons = tuple(judge(reference.quality, item.measured.quality, tolerance))
         for reason in item.reasons:
             self.journal.say(f"    {item.scheme.name} does not pass: {reason}")

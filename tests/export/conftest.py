@@ -14,6 +14,7 @@ from bundle.folder import Bundle, open_bundle
 from export.fuse import fuse
 from export.gate import DevSplit, gate
 from export.journal import Journal
+from export.pooling import pooling
 from export.to_int8 import to_int8
 from export.to_onnx import to_onnx
 from export.to_static import to_static
@@ -49,7 +50,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Copy:
             journal = Journal(folder / name / "export.log")
             bundle = fuse(to_onnx(to_static(bundle, journal), journal), journal)
             dev = DevSplit(bundle)
-            done[name] = gate(to_int8(bundle, journal, dev), journal, dev)
+            done[name] = gate(to_int8(pooling(bundle, journal, dev), journal, dev), journal, dev)
         return done[name]
 
     return export

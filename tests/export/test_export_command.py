@@ -53,7 +53,7 @@ def test_run_takes_a_trained_bundle_to_a_model_repository(trained: Path, tmp_pat
     answer = export("run", str(tmp_path / "ernie-classes"), "--repository", str(tmp_path / "repository"))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     text = answer.stdout
-    for step in ("to_static", "to_onnx", "fuse", "to_int8", "gate", "to_triton"):
+    for step in ("to_static", "to_onnx", "fuse", "pooling", "to_int8", "gate", "to_triton"):
         assert f"{step} reads" in text
     assert "parity on 10 golden rows" in text and text.rstrip().endswith("Next: make serve")
     assert "Paddle2ONNX" not in text + answer.stderr, "the libraries' own words belong into export.log"
@@ -64,7 +64,7 @@ def test_run_takes_a_trained_bundle_to_a_model_repository(trained: Path, tmp_pat
 
     again = export("run", str(tmp_path / "ernie-classes"), "--repository", str(tmp_path / "repository"))
     assert again.returncode == 0
-    assert again.stdout.count("up to date") == 5
+    assert again.stdout.count("up to date") == 6
 
 
 @pytest.mark.slow

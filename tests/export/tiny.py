@@ -177,7 +177,7 @@ def build(folder: Path, name: str) -> None:
             # As from two data sets: a row tells a label, entities, or both.
             entities = tuple(Entity(*span) for span in found[1])
             label = task.labels[found[0]]
-            return Row(row.text, label if number % 3 else None, entities=entities if number % 3 != 1 else None)
+            return Row(row.text, label if number % 5 else None, entities=entities if number % 5 != 1 else None)
         if kind == "token-classification":
             return Row(row.text, entities=tuple(Entity(*span) for span in found))
         return Row(row.text, task.labels[found], row.pair)

@@ -1,0 +1,254 @@
+"""How the windows of a text become one answer: pooling, thresholds and stitching, chosen on the dev rows.
+
+Training chose a pooling by the checkpoint's answers to a sample of dev rows; here the fused graph has answered more of
+them, and one more pooling stands for election: ``learned`` (`export.learned`). Its weights are fitted on these very
+rows, so it is scored by cross-validation: every row under weights that were fitted without it.
+
+The rule of the election, where the recipe says ``auto``: the best is the pooling with the highest macro-F1, of equals
+the one with the lowest mean negative log-likelihood. Taken is the simplest one that is worse than the best by no more
+than one standard error of their difference (the one-standard-error rule of Breiman et al. 1984), which is measured by
+drawing the dev rows anew. So what some hundred rows cannot tell apart is the mean, and ``learned``, the last in the
+order, must be clearly better than all others. ``first`` stands before it: it does not read what follows a text's head.
+
+A multi-label task gets the thresholds that are best with each pooling, and keeps those of the one chosen. A tagger's
+sentences mostly have one window, so its two ways of stitching are tried on documents joined from dev rows.
+
+What is chosen stands in the manifest; artifacts stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import JsonValue
+
+from bundle.decode import POOLINGS, reaching
+from bundle.folder import Bundle
+from bundle.manifest import Artifact, Joining, Manifest, Pooling, Stitching, Task
+from bundle.metrics import best_threshold
+from bundle.predict import Predicted, Run, answers_of, scores_of, thresholds_of
+from bundle.rows import Row
+from export.artifact import identity, source_of
+from export.documents import answer, joined
+from export.gate import DevSplit
+from export.heads import Head, label_head, tag_head
+from export.journal import Journal
+from export.learned import MIN_ROWS, cross_validated, fit, gold_matrix, losses, several
+from export.parity import GoldenRows
+from export.session import open_session, run_of
+
+SOURCE, KEY = "onnx_fused", "pooling"
+FIGURE = "macro_f1"
+# From the simplest on; `first` alone leaves text unread.
+ORDER: tuple[Pooling, ...] = (*(how for how in POOLINGS if how != "first"), "first", "learned")
+DRAWS, SEED = 200, 13
+STITCHINGS: tuple[Stitching, ...] = ("context", "average")
+# Windows that a joined document has at least, so that most of its tokens stand near a seam.
+DOCUMENT_WINDOWS = 4
+TOO_FEW = f"fewer than {MIN_ROWS} dev rows have several windows, too few to learn from"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pooling and what it scored.
+
+    Attributes:
+        answers: of the dev rows, in the form of `bundle.predict.answers_of`; of ``learned`` cross-validated.
+        metrics: of these answers.
+        nll: mean negative log-likelihood of what the rows say.
+    """
+
+    name: Pooling
+    answers: list[Any]
+    metrics: dict[str, float]
+    nll: float
+
+
+def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = False) -> Bundle:
+    """Chooses and writes pooling, thresholds and stitching; the scores of all candidates stand with ``onnx_fused``.
+
+    Raises:
+        ExportError: there is no fused graph yet.
+    """
+    source, manifest = source_of(bundle, SOURCE), bundle.manifest
+    # What the recipe asks for travels with the checkpoint; bundles from before there was a choice say nothing.
+    recipe = str(manifest.artifacts["paddle"].details.get(KEY, "auto"))
+    settings: dict[str, JsonValue] = {"pass": 1, "graph": identity(source), "recipe": recipe, **dev.fingerprint}
+    known = source.details.get(KEY)
+    standing = {"settings": settings, "chosen": _standing(manifest)}
+    if not force and isinstance(known, dict) and standing.items() <= known.items():
+        journal.say("  up to date")
+        return bundle
+    if not dev.rows:
+        journal.say(f"    there are no dev rows to choose by: the pooling stays {manifest.text.pooling}")
+        return bundle
+    text, task = manifest.text, manifest.task
+    record: dict[str, JsonValue] = {"settings": settings, "rows": len(dev.rows)}
+    if task.classifies:
+        found = dev.predictions_of(SOURCE, journal, bundle)
+        head = label_head(dev.rows, found, task)
+        joining, facts = _pooling(head, text.joining, recipe, journal)
+        text = text.model_copy(update={"pooling": joining.pooling, "pooling_weights": joining.weights})
+        record |= facts
+        if task.kind == "multi-label":
+            thresholds = thresholds_of(dev.rows, found, task, text.joining)
+            task = task.model_copy(update={"thresholds": thresholds})
+            pairs = zip(task.labels, thresholds, strict=True)
+            journal.say("    thresholds: " + ", ".join(f"{label} {value:.3f}" for label, value in pairs))
+    if task.tags:
+        run = run_of(open_session(bundle.path(source.file)), manifest.signature)
+        stitching, facts = _stitching(dev, run, task, text.joining, journal)
+        text = text.model_copy(update={"stitching": stitching})
+        record["stitching"] = facts
+    chosen = manifest.model_copy(update={"text": text, "task": task})
+    record["chosen"] = _standing(chosen)
+    artifacts = dict(manifest.artifacts)
+    if _standing(manifest) != _standing(chosen):
+        artifacts |= _parity_again(replace(bundle, manifest=chosen))
+    fused = artifacts[SOURCE]
+    artifacts[SOURCE] = fused.model_copy(update={"details": {**fused.details, KEY: record}})
+    return bundle.save(chosen.model_copy(update={"artifacts": artifacts}))
+
+
+def _standing(manifest: Manifest) -> dict[str, JsonValue]:
+    """What the manifest says about joining, as it is recorded."""
+    return {**manifest.text.joining.model_dump(mode="json"), "thresholds": list(manifest.task.thresholds)}
+
+
+def _pooling(head: Head, now: Joining, recipe: str, journal: Journal) -> tuple[Joining, dict[str, JsonValue]]:
+    """The pooling to take, with the weights of ``learned`` in any case, and what to record."""
+    several_windows = len(several(head.found))
+    facts: dict[str, JsonValue] = {"rows_with_several_windows": several_windows}
+    if not several_windows:
+        journal.say(f"    every dev row has one window: there is nothing to choose, the pooling stays {now.pooling}")
+        return now, facts
+    candidates, weights = compare(head)
+    if recipe == "auto":
+        best = elect(candidates, head.rows, head.task)
+        reason = f"{several_windows} of {len(head.rows)} dev rows have several windows"
+    elif recipe == "learned":
+        best, reason = (
+            ("learned", "as the recipe says") if weights else (elect(candidates, head.rows, head.task), TOO_FEW)
+        )
+    else:
+        best, reason = now.pooling, "as the recipe says"
+    _show(candidates, best, journal)
+    journal.say(f"    pooling: {best} ({reason})")
+    facts["candidates"] = {item.name: {**item.metrics, "nll": item.nll} for item in candidates}
+    return Joining(pooling=best, weights=weights), facts
+
+
+def compare(head: Head) -> tuple[list[Candidate], tuple[float, ...]]:
+    """Scores every pooling on a classifier's dev rows; ``learned``, the last, by cross-validation.
+
+    Returns:
+        the candidates, and the weights of ``learned`` fitted on all rows; empty where too few have several windows.
+    """
+    candidates = [_scored(how, head, [Joining(pooling=how)] * len(head.rows)) for how in POOLINGS]
+    if len(several(head.found)) < MIN_ROWS:
+        return candidates, ()
+    candidates.append(_scored("learned", head, cross_validated(head.rows, head.found, head.task)))
+    return candidates, fit(head.rows, head.found, head.task)
+
+
+def _scored(name: Pooling, head: Head, joinings: Sequence[Joining]) -> Candidate:
+    """Scores a pooling whose weights may be other ones for every row."""
+    task = head.task
+    pooled = [item.classified(task, joining) for item, joining in zip(head.found, joinings, strict=True)]
+    scores = np.stack([item.scores for item in pooled])  # float32 (rows, labels)
+    gold = gold_matrix(head.rows, task)
+    answers: list[Any] = [item.label for item in pooled]
+    if task.kind == "multi-label":
+        thresholds = tuple(best_threshold(scores[:, n], gold[:, n]) for n in range(len(task.labels)))
+        task = task.model_copy(update={"thresholds": thresholds})
+        answers = [reaching(row, task) for row in scores]
+    return Candidate(name, answers, scores_of(head.rows, answers, task), float(losses(scores, gold, task).mean()))
+
+
+def elect(candidates: Sequence[Candidate], rows: Sequence[Row], task: Task) -> Pooling:
+    """The pooling to take; see the module's docstring for the rule."""
+    ordered = sorted(candidates, key=lambda item: ORDER.index(item.name))
+    best = max(ordered, key=lambda item: (round(item.metrics[FIGURE], 9), -round(item.nll, 9)))
+    for item in ordered:
+        lost = best.metrics[FIGURE] - item.metrics[FIGURE]
+        if item is best or lost <= standard_error(best.answers, item.answers, rows, task) + 1e-9:
+            return item.name
+    return best.name
+
+
+def standard_error(left: Sequence[Any], right: Sequence[Any], rows: Sequence[Row], task: Task) -> float:
+    """The standard error of the difference between two sets of answers in macro-F1, by bootstrap over the rows."""
+    if list(left) == list(right):
+        return 0.0
+    dice = np.random.default_rng(SEED)
+    differences = []
+    for _ in range(DRAWS):
+        drawn = dice.integers(len(rows), size=len(rows)).tolist()
+        some = [rows[place] for place in drawn]
+        one, other = (scores_of(some, [side[place] for place in drawn], task)[FIGURE] for side in (left, right))
+        differences.append(one - other)
+    return float(np.std(differences))
+
+
+def _stitching(
+    dev: DevSplit, run: Run, task: Task, joining: Joining, journal: Journal
+) -> tuple[Stitching, dict[str, JsonValue]]:
+    """The better way to join a tagger's windows, on documents joined from the dev rows; ``context`` on a tie."""
+    rows = [row for row in dev.rows if row.entities is not None]
+    documents = joined(rows, DOCUMENT_WINDOWS * dev.encoder.spec.max_tokens)
+    found = answer(documents, dev.encoder, run)
+    scores = stitchings([item.row for item in documents], found, task, joining)
+    best = max(STITCHINGS, key=lambda way: (scores[way]["f1"], -STITCHINGS.index(way)))
+    told = ", ".join(f"{way} {values['f1']:.4f}" for way, values in scores.items())
+    journal.say(f"    stitching: {best} (F1 on {len(documents)} documents joined from {len(rows)} dev rows: {told})")
+    facts: dict[str, JsonValue] = {"documents": len(documents)}
+    return best, facts | {way: dict(values) for way, values in scores.items()}
+
+
+def stitchings(
+    rows: Sequence[Row], found: Sequence[Predicted], task: Task, joining: Joining
+) -> dict[Stitching, dict[str, float]]:
+    """Entity scores of documents by each way of stitching their windows."""
+    head = tag_head(rows, found, task)
+    return {
+        way: scores_of(
+            head.rows,
+            answers_of(head.found, head.task, joining.model_copy(update={"stitching": way})),
+            head.task,
+        )
+        for way in STITCHINGS
+    }
+
+
+def _parity_again(bundle: Bundle) -> dict[str, Artifact]:
+    """The ONNX artifacts with the share of golden rows that they answer alike under the joining that stands now.
+
+    Logits are what they were; a server compares the answers too, and joins them as the manifest says.
+    """
+    golden = GoldenRows(bundle)
+    changed: dict[str, Artifact] = {}
+    for name, artifact in bundle.manifest.artifacts.items():
+        if artifact.format == "onnx" and artifact.parity is not None:
+            run = run_of(open_session(bundle.path(source_of(bundle, name).file)), bundle.manifest.signature)
+            found = golden.predict(run, 4096 if artifact.batch_invariant else 1)
+            share = golden.measure(name, found, tolerance=None).label_agreement
+            parity = artifact.parity.model_copy(update={"label_agreement": share})
+            changed[name] = artifact.model_copy(update={"parity": parity})
+    return changed
+
+
+def _show(candidates: Sequence[Candidate], best: Pooling, journal: Journal) -> None:
+    from rich.table import Table
+
+    table = Table(title="on dev; learned: cross-validated", title_justify="left")
+    table.add_column("pooling")
+    names: Mapping[str, float] = candidates[0].metrics
+    for name in (*names, "mean NLL"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for item in candidates:
+        figures = (f"{item.metrics[name]:.4f}" for name in names)
+        table.add_row(item.name + (" *" if item.name == best else ""), *figures, f"{item.nll:.4f}")
+    journal.console.print(table)
