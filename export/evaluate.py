@@ -10,9 +10,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from bundle.rows import read_rows
 from export.artifact import identity
 from export.forms import Stand
 from export.journal import Journal
-from export.long import Bucket, compare
+from export.long_report import report
 from export.session import open_session, run_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -47,8 +46,15 @@ def main(
         bool, typer.Option(help="Also the trained checkpoint itself, in Paddle: several times slower.")
     ] = False,
     compare_long: Annotated[
-        bool, typer.Option(help="Also by length: the head alone, head and tail, every pooling; classifiers only.")
+        bool, typer.Option(help="Also long texts: head, head and tail, every pooling by length; joined documents.")
     ] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="TF-IDF's answers to the test rows; docs/results/baseline/<name>.json.")
+    ] = None,
+    neutral: Annotated[
+        Path | None,
+        typer.Option(help="Neutral text to hide short texts behind: a file of lines, or another bundle's folder."),
+    ] = None,
 ) -> None:
     """Answers the whole test split with each exported form and writes docs/results/<name>.json."""
     console = Console(highlight=False, soft_wrap=True)
@@ -67,40 +73,45 @@ def main(
         f"{manifest.text.pooling}"
     )
     journal = Journal(folder / "export.log", console)
+    # What long texts are read with: the form that is served, or the last where nothing is published yet.
+    lead = manifest.published if manifest.published in forms else forms[-1]
     answers: dict[str, list[object]] = {}
     metrics: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
+    long_texts: dict[str, Any] = {}
     for name in ["paddle", *forms] if paddle else forms:
-        artifact = manifest.artifacts[name]
-        with _runner(bundle, name) as run, journal.progress(name) as progress:
+        batch_tokens = 4096 if manifest.artifacts[name].batch_invariant else 1
+        with _runner(bundle, name) as run:
             begin = time.monotonic()
-            found = predict(
-                encoded, encoder, run, batch_tokens=4096 if artifact.batch_invariant else 1, progress=progress
-            )
+            with journal.progress(name) as progress:
+                found = predict(encoded, encoder, run, batch_tokens=batch_tokens, progress=progress)
             seconds[name] = round(time.monotonic() - begin, 1)
-        answers[name] = answers_of(found, manifest.task, manifest.text.joining)
-        metrics[name] = metrics_of(rows, found, manifest.task, manifest.text.joining)
+            answers[name] = answers_of(found, manifest.task, manifest.text.joining)
+            metrics[name] = metrics_of(rows, found, manifest.task, manifest.text.joining)
+            if compare_long and name == lead:
+                begin = time.monotonic()
+                beside = baseline or out / "baseline" / f"{manifest.name}.json"
+                long_texts = report(
+                    bundle,
+                    rows,
+                    found,
+                    encoder,
+                    run,
+                    console,
+                    batch_tokens=batch_tokens,
+                    baseline=beside,
+                    neutral=neutral,
+                )
+                long_texts["seconds"] = round(time.monotonic() - begin, 1)
     reference = "paddle" if paddle else forms[0]
     agreements = {name: agreement(answers[reference], answers[name]) for name in answers}
     _show(console, metrics, agreements, seconds, reference)
-    if compare_long and manifest.task.kind in ("single-label", "text-pair"):
-        # The last form stands for all: it is what is served, or what served fp32 agrees with.
-        buckets = compare(rows, found, manifest.task)
-        _show_long(console, buckets, manifest.text.pooling)
-        record = {
-            "recipe": manifest.name.removesuffix("-full"),
-            "form": manifest.made.form,
-            "command": f"python -m export.evaluate {folder} --compare-long",
-            "artifact": forms[-1],
-            "max_tokens": manifest.text.max_tokens,
-            "pooling": manifest.text.pooling,
-            "buckets": [asdict(bucket) for bucket in buckets],
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "hardware": hardware(),
-        }
-        write_atomic(out / "long" / f"{manifest.name}.json", json.dumps(record, indent=2) + "\n")
-        console.print(f"  wrote {out / 'long' / manifest.name}.json")
+    if compare_long:
+        command = f"python -m export.evaluate {folder} --compare-long" + (f" --neutral {neutral}" if neutral else "")
+        path = out / "long" / f"{manifest.name}.json"
+        record = {**_long_record(bundle, lead, command), **long_texts}
+        write_atomic(path, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        console.print(f"  wrote {path}")
     path = out / f"{manifest.name}.json"
     write_atomic(
         path, json.dumps(_record(bundle, rows, windows, metrics, agreements, seconds, reference), indent=2) + "\n"
@@ -134,17 +145,20 @@ def _show(console: Console, metrics: Any, agreements: Any, seconds: Any, referen
     console.print(table)
 
 
-def _show_long(console: Console, buckets: Sequence[Bucket], chosen: str) -> None:
-    table = Table(title="accuracy by windows of a text", title_justify="left")
-    table.add_column("read")
-    for bucket in buckets:
-        table.add_column(f"{bucket.name}\n{bucket.rows:,} texts", justify="right")
-    for way in buckets[-1].scores:
-        # The head alone is what the pooling "first" reads.
-        served = way == chosen or (way == "head" and chosen == "first")
-        figures = (f"{bucket.scores[way]['accuracy']:.3f}" for bucket in buckets)
-        table.add_row(f"{way} (served)" if served else way, *figures)
-    console.print(table)
+def _long_record(bundle: Bundle, artifact: str, command: str) -> dict[str, Any]:
+    """What a file of figures about long texts tells besides them."""
+    manifest = bundle.manifest
+    return {
+        "recipe": manifest.name.removesuffix("-full"),
+        "form": manifest.made.form,
+        "command": command,
+        "task": manifest.task.kind,
+        "artifact": artifact,
+        "max_tokens": manifest.text.max_tokens,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "hardware": hardware(),
+    }
 
 
 def _record(
