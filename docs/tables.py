@@ -223,25 +223,75 @@ def _load(record: dict[str, Any]) -> str:
 
 
 def long_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Per recipe: accuracy by windows of a text, for each way of reading it."""
+    """Long texts, per recipe: every way of reading by length; one late telling sentence; documents of a tagger."""
     parts = []
     for _, record in records:
-        buckets = record.get("buckets") or []
-        ways = list(dig(buckets[-1], "scores") or {}) if buckets else []
-        chosen = "head" if record.get("pooling") == "first" else record.get("pooling")
-        head = ["windows", "texts", *(f"**{way}**" if way == chosen else way for way in ways)]
-        rows = [
-            [
-                text(bucket.get("name")),
-                number(bucket.get("rows"), 0),
-                *(number(dig(bucket, "scores", way, "accuracy"), 3) for way in ways),
-            ]
-            for bucket in buckets
-        ]
-        title = f"`{text(record.get('recipe'))}` ({text(record.get('form'))}), accuracy"
+        name = f"`{text(record.get('recipe'))}` ({text(record.get('form'))})"
+        tables = [make(name, record) for make in (_by_windows, _late, _joined)]
         note = f"Windows of {text(record.get('max_tokens'))} tokens, `{text(record.get('artifact'))}`; bold is served."
-        parts.append(f"{title}:\n\n{table(head, rows)}\n\n{note} {origin(record, 'make evaluate')}.")
+        parts += [part for part in tables if part] + [f"{note} {origin(record, 'make evaluate')}."]
     return "\n\n".join(parts)
+
+
+def _by_windows(name: str, record: dict[str, Any]) -> str:
+    buckets = record.get("buckets") or []
+    if not buckets:
+        return ""
+    served = record.get("served") or ("head" if record.get("pooling") == "first" else record.get("pooling"))
+    figure = next(iter(dig(buckets[-1], "scores", "head") or {"accuracy": 0}))
+    head = ["read", *(f"{text(bucket.get('name'))} ({number(bucket.get('rows'), 0)})" for bucket in buckets)]
+    rows = [
+        [_bold(way, served), *(number(dig(bucket, "scores", way, figure), 3) for bucket in buckets)]
+        for way in dig(buckets[-1], "scores") or {}
+    ]
+    for title, key, digits in (("right only as served", "only_served", 0), ("right only by head", "only_head", 0)):
+        if key in buckets[-1]:
+            rows.append([title, *(number(bucket.get(key), digits) for bucket in buckets)])
+    if "p_value" in buckets[-1]:
+        rows.append(["p (exact McNemar)", *(number(bucket.get("p_value"), 3) for bucket in buckets)])
+    return f"{name}, {figure.replace('_', ' ')} by windows of a text (in brackets: texts):\n\n{table(head, rows)}"
+
+
+def _late(name: str, record: dict[str, Any]) -> str:
+    late = record.get("late")
+    if not isinstance(late, dict):
+        return ""
+    served = record.get("served")
+    ways = {("the short text alone" if way == "short" else way): value for way, value in late["accuracy"].items()}
+    fitted = late.get("fitted") or {}
+    ways[f"chosen on such documents of dev: {text(fitted.get('pooling'))}"] = fitted.get("accuracy")
+    rows = [[_bold(way, served), number(value, 3)] for way, value in ways.items()]
+    return (
+        f"{name}, {number(late.get('documents'), 0)} short test texts, each at the end of a neutral text of "
+        f"{number(late.get('mean_windows'))} windows:\n\n{table(['read', 'accuracy'], rows)}"
+    )
+
+
+def _joined(name: str, record: dict[str, Any]) -> str:
+    found = record.get("documents")
+    if not isinstance(found, dict):
+        return ""
+    names = {"sentences": "sentence by sentence", "naive": "split without overlap"}
+    rows = [
+        [
+            _bold(names.get(way, f"windows, {way}"), f"windows, {record.get('stitching')}"),
+            *(number(scores.get(figure), 4) for figure in ("precision", "recall", "f1")),
+        ]
+        for way, scores in (found.get("scores") or {}).items()
+    ]
+    return (
+        f"{name}, {number(found.get('documents'), 0)} documents of about {number(found.get('mean_characters'), 0)} "
+        f"characters, joined from {number(found.get('sentences'), 0)} test sentences:\n\n"
+        f"{table(['read', 'precision', 'recall', 'F1'], rows)}\n\n"
+        f"As a document against sentence by sentence: {number(found.get('served_minus_sentences'), 2)} points of F1. "
+        f"Of {number(found.get('entities'), 0)} entities {number(found.get('naive_cut'), 0)} "
+        f"({share(found.get('naive_cut_rate'), 2)}) are cut by splitting without overlap; "
+        f"{number(found.get('no_window_holds'), 0)} stand whole in no window with it."
+    )
+
+
+def _bold(way: str, served: Any) -> str:
+    return f"**{way}**" if way == served else way
 
 
 # name → results files, the table, the command that fills it

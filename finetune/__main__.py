@@ -223,7 +223,11 @@ def evaluate(
         bool, typer.Option("--compare-long", help="Also long texts: each way of reading, by number of windows.")
     ] = False,
     neutral: Annotated[
-        Path | None, typer.Option(help="With --compare-long: neutral text, a file of lines or another bundle's folder.")
+        Path | None,
+        typer.Option(
+            help="With --compare-long: neutral text, a file of lines or another bundle's folder. Default: ner's, if "
+            "that recipe was trained."
+        ),
     ] = None,
     paddle: Annotated[bool, typer.Option("--paddle", help="Also the checkpoint itself, in Paddle: slow.")] = False,
 ) -> None:
@@ -239,6 +243,8 @@ def evaluate(
         raise SystemExit("--form must be quick or full")
     baseline(recipe, form, results / "baseline")
     folder = out / load(recipe, form).name  # type: ignore[arg-type]
+    if neutral is None and compare_long and (out / "ner" / "bundle" / "bundle.json").is_file():
+        neutral = out / "ner"
     # The exported graphs answer five times as fast as Paddle, and they are what is served; rooms meet on disk, so the
     # export room's own command is run.
     options = ["--compare-long"] * compare_long + ["--paddle"] * paddle + ["--neutral", str(neutral)] * bool(neutral)
