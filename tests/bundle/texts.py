@@ -52,7 +52,7 @@ HARD = (
         "क\u093f",
         "ก\u0e33",
         "\u302e",
-        "\u1d16d",
+        "\U0001d16d",
         "न\u093c",
     ),
     # Full-width forms and ideographic space.
@@ -78,6 +78,8 @@ HARD = (
     ),
     # Zero width and format characters.
     *("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\u061c", "\ufffd", "\ufff9"),
+    # The last and first character of each width in UTF-8 and UTF-16.
+    *("\x7f\x80", "\u07ff\u0800", "\uffff\U00010000", "\U0010ffff"),
     # Lower case, decomposition or compatibility forms of another length.
     *(
         "İ",
