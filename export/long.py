@@ -143,7 +143,7 @@ def read_baselines(path: Path, rows: Sequence[Row], head: Head) -> tuple[dict[st
     Raises:
         BundleError: the file is not JSON, or an answer is none of the labels.
     """
-    how = f"`python -m finetune baseline {path.stem}` writes TF-IDF's answers to these rows there"
+    how = "`make evaluate` writes TF-IDF's answers to these rows there"
     if not path.is_file():
         return {}, f"no baseline beside the model: {path} is not there; {how}"
     try:

@@ -87,16 +87,16 @@ def _show_buckets(console: Console, record: dict[str, Any]) -> None:
     buckets, served = record["buckets"], record["served"]
     figure = next(iter(buckets[-1]["scores"]["head"]))
     table = Table(title=f"{figure.replace('_', ' ')} by windows of a text", title_justify="left")
-    table.add_column("read")
+    table.add_column("read", no_wrap=True)
     for bucket in buckets:
         table.add_column(f"{bucket['name']}\n{bucket['rows']:,} texts", justify="right")
     for way in buckets[-1]["scores"]:
         figures = (f"{bucket['scores'][way][figure]:.3f}" for bucket in buckets)
         table.add_row(f"{way} (served)" if way == served else way, *figures)
     table.add_section()
-    table.add_row("right only as served", *(f"{bucket['only_served']:,}" for bucket in buckets))
-    table.add_row("right only by head", *(f"{bucket['only_head']:,}" for bucket in buckets))
-    table.add_row("p (exact McNemar)", *(p_value(bucket["p_value"]) for bucket in buckets))
+    table.add_row("only served right", *(f"{bucket['only_served']:,}" for bucket in buckets))
+    table.add_row("only head right", *(f"{bucket['only_head']:,}" for bucket in buckets))
+    table.add_row("McNemar's p", *(p_value(bucket["p_value"]) for bucket in buckets))
     console.print(table)
 
 
@@ -106,6 +106,9 @@ def p_value(value: float) -> str:
 
 
 def _show_late(console: Console, late: dict[str, Any], served: str) -> None:
+    if not late["documents"]:
+        console.print("  no text of the dev or the test rows fits one window: no late telling sentence")
+        return
     title = f"{late['documents']:,} short test texts at the end of {late['mean_windows']:.1f} windows"
     table = Table(title=title, title_justify="left")
     table.add_column("read")
@@ -124,6 +127,9 @@ def _show_late(console: Console, late: dict[str, Any], served: str) -> None:
 
 
 def _show_documents(console: Console, record: dict[str, Any], served: str) -> None:
+    if not record["documents"]:
+        console.print("  no test row tells entities: no joined documents")
+        return
     title = f"{record['documents']} documents of {record['mean_characters']:.0f} characters"
     table = Table(title=title, title_justify="left")
     for column in ("read", "precision", "recall", "F1"):

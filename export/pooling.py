@@ -6,9 +6,10 @@ rows, so it is scored by cross-validation: every row under weights that were fit
 
 The rule of the election, where the recipe says ``auto``: the best is the pooling with the highest macro-F1, of equals
 the one with the lowest mean negative log-likelihood. Taken is the simplest one that is worse than the best by no more
-than one standard error of their difference (the one-standard-error rule of Breiman et al. 1984), which is measured by
-drawing the dev rows anew. So what some hundred rows cannot tell apart is the mean, and ``learned``, the last in the
-order, must be clearly better than all others. ``first`` stands before it: it does not read what follows a text's head.
+than one standard error of their difference (the one-standard-error rule of Breiman et al. 1984), measured by drawing
+the dev rows anew, and one row (1 / rows), since two or three rows that differ have no error to speak of. So what
+some hundred rows cannot tell apart is the mean, and ``learned``, the last in the order, must be clearly better than all
+others. ``first`` stands before it: it does not read what follows a text's head.
 
 A multi-label task gets the thresholds that are best with each pooling, and keeps those of the one chosen. A tagger's
 sentences mostly have one window, so its two ways of stitching are tried on documents joined from dev rows.
@@ -26,6 +27,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from bundle.decode import POOLINGS, reaching
+from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.manifest import Artifact, Joining, Manifest, Pooling, Stitching, Task
 from bundle.metrics import best_threshold
@@ -39,6 +41,7 @@ from export.journal import Journal
 from export.learned import MIN_ROWS, cross_validated, fit, gold_matrix, losses, several
 from export.parity import GoldenRows
 from export.session import open_session, run_of
+from export.to_static import GOLDEN, load_answers
 
 SOURCE, KEY = "onnx_fused", "pooling"
 FIGURE = "macro_f1"
@@ -174,7 +177,7 @@ def elect(candidates: Sequence[Candidate], rows: Sequence[Row], task: Task) -> P
     best = max(ordered, key=lambda item: (round(item.metrics[FIGURE], 9), -round(item.nll, 9)))
     for item in ordered:
         lost = best.metrics[FIGURE] - item.metrics[FIGURE]
-        if item is best or lost <= standard_error(best.answers, item.answers, rows, task) + 1e-9:
+        if lost <= standard_error(best.answers, item.answers, rows, task) + 1 / len(rows):
             return item.name
     return best.name
 
@@ -224,16 +227,22 @@ def stitchings(
 
 
 def _parity_again(bundle: Bundle) -> dict[str, Artifact]:
-    """The ONNX artifacts with the share of golden rows that they answer alike under the joining that stands now.
+    """The artifacts with the share of golden rows that they answer alike under the joining that stands now.
 
     Logits are what they were; a server compares the answers too, and joins them as the manifest says.
     """
     golden = GoldenRows(bundle)
     changed: dict[str, Artifact] = {}
     for name, artifact in bundle.manifest.artifacts.items():
-        if artifact.format == "onnx" and artifact.parity is not None:
-            run = run_of(open_session(bundle.path(source_of(bundle, name).file)), bundle.manifest.signature)
-            found = golden.predict(run, 4096 if artifact.batch_invariant else 1)
+        if artifact.parity is not None:
+            if artifact.format == "onnx":
+                run = run_of(open_session(bundle.path(source_of(bundle, name).file)), bundle.manifest.signature)
+                found = golden.predict(run, 4096 if artifact.batch_invariant else 1)
+            else:
+                try:
+                    found = load_answers(bundle, golden.encoded, GOLDEN)
+                except ExportError:  # static graphs from before pooling was chosen here left no answers
+                    continue
             share = golden.measure(name, found, tolerance=None).label_agreement
             parity = artifact.parity.model_copy(update={"label_agreement": share})
             changed[name] = artifact.model_copy(update={"parity": parity})

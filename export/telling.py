@@ -113,7 +113,7 @@ def measure(
     Returns:
         ``accuracy`` by way of reading (``short`` is the row alone, ``learned`` has the manifest's weights), ``served``
         and its share in ``short``, the p-value of served against the head alone, and ``fitted``: what the dev documents
-        choose, its weights, and what it scores on the test documents.
+        choose, its weights, and what it scores on the test documents. Only ``documents``, 0, where no short text is.
     """
     rows, said = test
     characters = WINDOWS * encoder.spec.max_tokens
@@ -126,6 +126,8 @@ def measure(
         return made, predict(encoded, encoder, run, batch_tokens=batch_tokens, progress=progress)
 
     learn = [dev[place] for place in spread(fitting(encode_rows(dev, encoder)), DOCUMENTS)]
+    if not short or not learn:
+        return {"documents": 0}
     candidates, weights = compare(label_head(*read(learn, neutral.dev), task))
     best = elect(candidates, learn, task)
     documents, found = read(short, neutral.test)

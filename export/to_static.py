@@ -33,6 +33,8 @@ GRAPH, WEIGHTS, ANSWERS = "static/model.json", "static/model.pdiparams", "static
 SAMPLE_ROWS = 32
 # What stands behind an answer's number for the second output of a multi-task model.
 TOKEN_SUFFIX = ".token"
+# What stands before the number of a golden row.
+GOLDEN = "golden."
 
 
 def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
@@ -73,11 +75,12 @@ def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundl
             dygraph = _replay(answers, "dygraph", len(manifest.signature.outputs))
             static = _replay(answers, "static", len(manifest.signature.outputs))
             golden.measure(SOURCE, golden.predict(dygraph, 1))
-            parity = golden.measure(NAME, golden.predict(static, 1))
+            proved = golden.predict(static, 1)
+            parity = golden.measure(NAME, proved)
             reference = predict(encoded, golden.encoder, dygraph)
             found = predict(encoded, golden.encoder, static)
         quality = quality_of(bundle, sample, found, reference) if sample else None
-        save_answers(folder / "sample.npz", reference)
+        save_answers(folder / "sample.npz", {"": reference, GOLDEN: proved})
         architecture = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
         return adopt(
             bundle,
@@ -118,10 +121,11 @@ def quality_of(bundle: Bundle, rows: list[Row], found: list[Predicted], referenc
     )
 
 
-def save_answers(path: Path, predicted: list[Predicted]) -> None:
-    """The logits of some rows, window by window, as an ``.npz``."""
+def save_answers(path: Path, groups: dict[str, list[Predicted]]) -> None:
+    """The logits of some rows, window by window, as an ``.npz``; each group's names begin with its key."""
     arrays = {
-        f"{row}.{window}{suffix}": values
+        f"{group}{row}.{window}{suffix}": values
+        for group, predicted in groups.items()
         for row, item in enumerate(predicted)
         for suffix, output in zip(("", TOKEN_SUFFIX), item.outputs, strict=False)
         for window, values in enumerate(output)
@@ -130,8 +134,8 @@ def save_answers(path: Path, predicted: list[Predicted]) -> None:
         np.savez_compressed(stream, **arrays)
 
 
-def load_answers(bundle: Bundle, encoded: list[Encoded]) -> list[Predicted]:
-    """The training framework's answers to the sample of dev rows.
+def load_answers(bundle: Bundle, encoded: list[Encoded], group: str = "") -> list[Predicted]:
+    """The training framework's answers to the sample of dev rows; of the group `GOLDEN`, the static graph's.
 
     Raises:
         ExportError: they are not there, or belong to other rows.
@@ -144,7 +148,7 @@ def load_answers(bundle: Bundle, encoded: list[Encoded]) -> list[Predicted]:
                 Predicted(
                     item,
                     *(
-                        [arrays[f"{row}.{window}{suffix}"] for window in range(len(item.windows))]
+                        [arrays[f"{group}{row}.{window}{suffix}"] for window in range(len(item.windows))]
                         for suffix in suffixes
                     ),
                 )

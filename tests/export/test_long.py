@@ -21,7 +21,7 @@ from export.evaluate import main
 from export.heads import label_head, tag_head
 from export.long import checksum, compare, mcnemar, read_baselines
 from export.stitched import cut_apart, held, measure, tokens_of
-from export.telling import late, read_neutral, spread
+from export.telling import Neutral, late, read_neutral, spread
 from export.telling import measure as measure_late
 from tests.bundle.samples import make_encoder
 
@@ -101,7 +101,7 @@ def test_baselines_stand_beside_the_model_where_they_answered_the_same_rows(tmp_
     record = {"predictions": answers, "test_sha256": checksum(ROWS[:3])}
     path.write_text(json.dumps(record), encoding="utf-8")
     known, why = read_baselines(path, ROWS, head)
-    assert known == {} and "answers to other rows" in why and "python -m finetune baseline mood" in why
+    assert known == {} and "answers to other rows" in why and "`make evaluate` writes" in why
     assert "is not there" in read_baselines(tmp_path / "other.json", ROWS, head)[1]
     path.write_text(json.dumps({**record, "test_sha256": checksum(ROWS), "predictions": {"x": ["maybe"] * 4}}))
     with pytest.raises(BundleError, match="none of the labels"):
@@ -127,7 +127,7 @@ assert GOOD != BAD
 def test_a_late_telling_sentence_is_found_by_max_and_learned_and_missed_by_the_head() -> None:
     rows = [Row("好" if n % 2 else "京", "yes" if n % 2 else "no") for n in range(40)]
     found = predict(encode_rows(rows, ENCODER), ENCODER, speaks)
-    neutral = read_neutral_of(["天天天天天天天天天", "气气气气气气气气气气气气"])
+    neutral = Neutral(["天" * 9, "气" * 12], ["气" * 12, "天" * 9])
     measured = measure_late((rows, found), rows, neutral, ENCODER, speaks, TASK, MEAN)
     accuracy = measured["accuracy"]
     assert measured["documents"] == measured["dev_documents"] == 40 and measured["mean_windows"] > 4
@@ -139,10 +139,9 @@ def test_a_late_telling_sentence_is_found_by_max_and_learned_and_missed_by_the_h
     assert measured["fitted"]["pooling"] != "learned"
 
 
-def read_neutral_of(lines: list[str]):  # type: ignore[no-untyped-def]
-    from export.telling import Neutral
-
-    return Neutral(lines, lines[::-1])
+def test_without_a_short_text_nothing_is_measured() -> None:
+    assert measure_late(([], []), ROWS, Neutral(["天"], ["气"]), ENCODER, speaks, TASK, MEAN) == {"documents": 0}
+    assert measure(tag_head([], [], TAGS), ENCODER, tags, False, MEAN) == {"documents": 0}
 
 
 def test_documents_end_in_the_row_and_begin_with_so_much_neutral_text() -> None:
