@@ -14,7 +14,8 @@ from bundle.encode import Encoder
 from bundle.errors import DataError
 from bundle.manifest import FileRef, Pooling, Source, Task, TaskKind, TextSpec, bio_labels
 from bundle.rows import Row, row_to_json
-from finetune.data.named import load_named
+from finetune.data.compose import hide, join
+from finetune.data.named import NAMED, load_named
 from finetune.data.readers import Need, ReadReport, read_file
 from finetune.data.splits import deduplicate, sample, split, text_key
 from finetune.model.base import BaseModel, open_base
@@ -29,6 +30,7 @@ class Prepared:
 
     Attributes:
         train, dev, test: de-duplicated rows; train is the recipe's sample.
+        lessons: what is trained on: train, and what `finetune.data.compose` makes of it.
         dev_watch, dev_sample, test_sample: the parts of dev and test that are measured while and after training.
         data_sha256: of all rows in their order; a changed data file means a new run.
     """
@@ -45,6 +47,7 @@ class Prepared:
     test_sample: list[Row]
     source: Source
     data_sha256: str
+    lessons: list[Row]
 
 
 def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
@@ -92,7 +95,44 @@ def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
         test_sample,
         source,
         _checksum((train, dev, test)),
+        _lessons(recipe, train, say, cache),
     )
+
+
+def _lessons(recipe: Recipe, train: list[Row], say: Say, cache: Path | None) -> list[Row]:
+    """The rows that are trained on.
+
+    Raises:
+        DataError: the neutral text is neither a named data set nor a file with lines.
+    """
+    data, seed = recipe.data, recipe.train.seed
+    # Most characters are a token each; a lesson that is a little longer than a window simply has two.
+    characters = recipe.text.max_tokens - 2
+    lessons = train
+    if data.join_share:
+        lessons = join(train, data.join_share, characters, seed)
+        say(
+            f"lessons: {data.join_share:.0%} of the tagged rows are joined to texts of a window; {len(lessons):,} in all"
+        )
+    if data.neutral is not None:
+        lessons = hide(train, _neutral(data.neutral, say, cache), data.neutral_share, characters, seed)
+        say(
+            f"lessons: {data.neutral_share:.0%} of the rows stand in text of {Path(data.neutral).name}, and "
+            f"{len(lessons) - len(train):,} more are such text alone, which tells nothing"
+        )
+    return lessons
+
+
+def _neutral(name: str, say: Say, cache: Path | None) -> list[str]:
+    if name in NAMED:
+        return [row.text for row in load_named(name, cache, report=say).train]
+    try:
+        texts = [line.strip() for line in Path(name).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.neutral: {name}: neither a named data set nor a file of lines: {error}") from error
+    if not texts:
+        raise DataError(f"data.neutral: {name}: holds no text")
+    return texts
 
 
 def text_spec(recipe: Recipe, base: BaseModel, pooling: Pooling = "mean") -> TextSpec:

@@ -54,6 +54,16 @@ class Data(Strict):
         default=None, ge=2, description="measure test on a stratified sample of this many rows"
     )
 
+    join_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of a tagger's train rows that are joined to texts of a window"
+    )
+    neutral: str | None = Field(
+        default=None, description="a named dataset, or a file of lines, whose text tells nothing of the labels"
+    )
+    neutral_share: float = Field(
+        default=0.15, gt=0, le=1, description="share of train rows set into such text; as many rows are such text alone"
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.dataset is None) == (self.train is None):
@@ -155,6 +165,14 @@ class Recipe(Strict):
             raise ValueError(f"data.pair is for text-pair recipes; a {self.task} recipe reads single texts")
         return self
 
+    @model_validator(mode="after")
+    def _lessons_fit_the_task(self) -> Self:
+        if self.data.join_share and self.task not in ("token-classification", "multi-task"):
+            raise ValueError(f"data.join_share is for taggers; a {self.task} recipe has no entities to join")
+        if self.data.neutral is not None and self.task != "single-label":
+            raise ValueError(f"data.neutral is for single-label recipes, not for {self.task}")
+        return self
+
     @property
     def metric(self) -> str:
         """The dev metric that decides which checkpoint is best."""
@@ -229,8 +247,8 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     """File names in a recipe are relative to it, so that it works from any directory."""
     data = {
         key: str((folder / value).resolve())
-        for key in ("train", "dev", "test")
-        if isinstance(value := getattr(recipe.data, key), str)
+        for key in ("train", "dev", "test", "neutral")
+        if isinstance(value := getattr(recipe.data, key), str) and (key != "neutral" or (folder / value).is_file())
     }
     base = {}
     local = folder / recipe.base.model

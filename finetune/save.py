@@ -68,7 +68,7 @@ def save(
         folder / "golden.jsonl",
         [golden_of(p, prepared.encoder, row.text, row.pair) for row, p in zip(rows, predicted, strict=True)],
     )
-    calibration = sample(prepared.train, CALIBRATION_ROWS, prepared.recipe.train.seed)
+    calibration = sample(prepared.lessons, CALIBRATION_ROWS, prepared.recipe.train.seed)
     for name, split in (("dev", prepared.dev), ("test", prepared.test), ("calibration", calibration)):
         write_rows(folder / "splits" / f"{name}.jsonl", split)
     weights = _refer(folder, "paddle/model_state.pdparams")

@@ -68,7 +68,7 @@ def train(prepared: Prepared, run: Path, say: Say) -> Trained:
     random.seed(seed)
     np.random.seed(seed)
     paddle.seed(seed)
-    encoded = encode_rows(prepared.train, prepared.encoder)
+    encoded = encode_rows(prepared.lessons, prepared.encoder)
     batches = plan(
         [item.window_tokens.tolist() for item in encoded],
         epochs=recipe.train.epochs,
@@ -79,7 +79,7 @@ def train(prepared: Prepared, run: Path, say: Say) -> Trained:
     )
     tokens = sum(int(encoded[row].window_tokens[window]) + 2 for batch in batches for row, window in batch)
     say(
-        f"{len(prepared.train):,} rows, {sum(len(item.windows) for item in encoded):,} windows; the run reads "
+        f"{len(prepared.lessons):,} rows, {sum(len(item.windows) for item in encoded):,} windows; the run reads "
         f"{sum(map(len, batches)):,} of them, {tokens:,} tokens, in {len(batches):,} batches"
     )
     checkpoint = _checkpoint(prepared, run, say)
@@ -169,8 +169,8 @@ class _Windows:
         self.prepared, self.encoded = prepared, encoded
         task = prepared.task
         # Per row, what its classification and its tagging head should say; None where the row does not tell.
-        self.classes = [class_target(row, task) for row in prepared.train] if task.classifies else None
-        self.tags = [tag_target(item, row, task) for item, row in zip(encoded, prepared.train, strict=True)]
+        self.classes = [class_target(row, task) for row in prepared.lessons] if task.classifies else None
+        self.tags = [tag_target(item, row, task) for item, row in zip(encoded, prepared.lessons, strict=True)]
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -246,9 +246,10 @@ def class_weights(rows: list[Row], prepared: Prepared) -> list[float] | None:
 def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight: Any) -> Any:
     """The training loss of a batch.
 
-    Cross-entropy of a classifier, and of a tagger's tokens; binary cross-entropy of a multi-label task. A multi-task
-    model's is the mean over the batch's rows of what each row tells: the entropy of its label, plus the mean entropy of
-    its tokens. So a lonely row of one kind counts no more than its neighbours.
+    Cross-entropy of a classifier, and of a tagger's tokens; binary cross-entropy of a multi-label task. A text without
+    a label tells a single-label model nothing: it should answer evenly, so the target is the uniform distribution. A
+    multi-task model's loss is the mean over the batch's rows of what each row tells: the entropy of its label, plus the
+    mean entropy of its tokens. So a lonely row of one kind counts no more than its neighbours.
 
     Args:
         outputs: the model's, in the order of the signature.
@@ -268,6 +269,10 @@ def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight
             flat, gold.reshape([-1]), weight=weight, ignore_index=IGNORED, reduction=reduction
         )
 
+    if task.kind == "single-label" and bool((inputs["labels"] == IGNORED).any()):
+        silent = (inputs["labels"] == IGNORED).astype("float32")
+        even = -functional.log_softmax(outputs[0].astype("float32"), axis=-1).mean(axis=-1)
+        return (entropy(outputs[0], inputs["labels"], weight, "none") + silent * even).mean()
     if task.kind != "multi-task":
         return entropy(outputs[0], inputs["labels" if task.classifies else "token_labels"], weight)
     # Paddle's own mean would count what is ignored, as long as the ignored index is negative.

@@ -59,3 +59,11 @@ def test_each_label_of_many_has_a_loss_of_its_own() -> None:
     made = tensors(logits=np.array([[2.0, -1.0]], np.float32), labels=np.array([[1.0, 1.0]], np.float32))
     wanted = (np.log1p(np.exp(-2.0)) + np.log1p(np.exp(1.0))) / 2
     assert float(loss_of((made["logits"],), made, task, None)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_text_that_tells_nothing_should_be_answered_evenly() -> None:
+    task = Task(kind="single-label", labels=("no", "yes"))
+    logits = np.array([[3.0, -1.0], [3.0, -1.0]], np.float32)
+    made = tensors(logits=logits, labels=np.array([0, IGNORED]))
+    wanted = (entropy(logits[0], 0) + (entropy(logits[1], 0) + entropy(logits[1], 1)) / 2) / 2
+    assert float(loss_of((made["logits"],), made, task, None)) == pytest.approx(wanted, abs=1e-5)
