@@ -12,7 +12,8 @@ some hundred rows cannot tell apart is the mean, and ``learned``, the last in th
 others. ``first`` stands before it: it does not read what follows a text's head.
 
 A multi-label task gets the thresholds that are best with each pooling, and keeps those of the one chosen. A tagger's
-sentences mostly have one window, so its two ways of stitching are tried on documents joined from dev rows.
+sentences mostly have one window, so its two ways of stitching are tried on documents joined from dev rows. ``context``
+promises that one window decides an entity and has seen it whole; ``average`` must be better by two standard errors.
 
 What is chosen stands in the manifest; artifacts stay as they are.
 """
@@ -31,7 +32,7 @@ from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.manifest import Artifact, Joining, Manifest, Pooling, Stitching, Task
 from bundle.metrics import best_threshold
-from bundle.predict import Predicted, Run, answers_of, scores_of, thresholds_of
+from bundle.predict import Run, answers_of, scores_of, thresholds_of
 from bundle.rows import Row
 from export.artifact import identity, source_of
 from export.documents import answer, joined
@@ -182,8 +183,10 @@ def elect(candidates: Sequence[Candidate], rows: Sequence[Row], task: Task) -> P
     return best.name
 
 
-def standard_error(left: Sequence[Any], right: Sequence[Any], rows: Sequence[Row], task: Task) -> float:
-    """The standard error of the difference between two sets of answers in macro-F1, by bootstrap over the rows."""
+def standard_error(
+    left: Sequence[Any], right: Sequence[Any], rows: Sequence[Row], task: Task, figure: str = FIGURE
+) -> float:
+    """The standard error of the difference between two sets of answers in a figure, by bootstrap over the rows."""
     if list(left) == list(right):
         return 0.0
     dice = np.random.default_rng(SEED)
@@ -191,7 +194,7 @@ def standard_error(left: Sequence[Any], right: Sequence[Any], rows: Sequence[Row
     for _ in range(DRAWS):
         drawn = dice.integers(len(rows), size=len(rows)).tolist()
         some = [rows[place] for place in drawn]
-        one, other = (scores_of(some, [side[place] for place in drawn], task)[FIGURE] for side in (left, right))
+        one, other = (scores_of(some, [side[place] for place in drawn], task)[figure] for side in (left, right))
         differences.append(one - other)
     return float(np.std(differences))
 
@@ -199,31 +202,27 @@ def standard_error(left: Sequence[Any], right: Sequence[Any], rows: Sequence[Row
 def _stitching(
     dev: DevSplit, run: Run, task: Task, joining: Joining, journal: Journal
 ) -> tuple[Stitching, dict[str, JsonValue]]:
-    """The better way to join a tagger's windows, on documents joined from the dev rows; ``context`` on a tie."""
+    """The way to join a tagger's windows, tried on documents joined from the dev rows, and what to record."""
     rows = [row for row in dev.rows if row.entities is not None]
     documents = joined(rows, DOCUMENT_WINDOWS * dev.encoder.spec.max_tokens)
-    found = answer(documents, dev.encoder, run)
-    scores = stitchings([item.row for item in documents], found, task, joining)
-    best = max(STITCHINGS, key=lambda way: (scores[way]["f1"], -STITCHINGS.index(way)))
+    head = tag_head([item.row for item in documents], answer(documents, dev.encoder, run), task)
+    answers = stitched(head, joining)
+    scores = {way: scores_of(head.rows, found, head.task) for way, found in answers.items()}
+    error = standard_error(answers["average"], answers["context"], head.rows, head.task, "f1")
+    gain = scores["average"]["f1"] - scores["context"]["f1"]
+    best: Stitching = "average" if gain > 2 * error + 1e-9 else "context"
     told = ", ".join(f"{way} {values['f1']:.4f}" for way, values in scores.items())
-    journal.say(f"    stitching: {best} (F1 on {len(documents)} documents joined from {len(rows)} dev rows: {told})")
-    facts: dict[str, JsonValue] = {"documents": len(documents)}
+    journal.say(
+        f"    stitching: {best} (F1 on {len(documents)} documents joined from {len(rows)} dev rows: {told}; "
+        f"standard error of the difference {error:.4f})"
+    )
+    facts: dict[str, JsonValue] = {"documents": len(documents), "standard_error": error}
     return best, facts | {way: dict(values) for way, values in scores.items()}
 
 
-def stitchings(
-    rows: Sequence[Row], found: Sequence[Predicted], task: Task, joining: Joining
-) -> dict[Stitching, dict[str, float]]:
-    """Entity scores of documents by each way of stitching their windows."""
-    head = tag_head(rows, found, task)
-    return {
-        way: scores_of(
-            head.rows,
-            answers_of(head.found, head.task, joining.model_copy(update={"stitching": way})),
-            head.task,
-        )
-        for way in STITCHINGS
-    }
+def stitched(head: Head, joining: Joining) -> dict[Stitching, list[Any]]:
+    """A tagger's answers by each way of stitching its windows."""
+    return {way: answers_of(head.found, head.task, joining.model_copy(update={"stitching": way})) for way in STITCHINGS}
 
 
 def _parity_again(bundle: Bundle) -> dict[str, Artifact]:

@@ -18,7 +18,7 @@ from bundle.manifest import Joining
 from bundle.predict import Predicted, Run, answers_of, predict, scores_of
 from export.documents import Document, answer, joined
 from export.heads import Head
-from export.pooling import stitchings
+from export.pooling import stitched
 
 CHARACTERS = 2000
 # Documents that are measured, at most.
@@ -102,7 +102,8 @@ def measure(
     alone = [head.rows[place] for place in parts]
     sentences = scores_of(alone, answers_of([head.found[place] for place in parts], head.task, joining), head.task)
     whole = _tags(answer(documents, encoder, run, batch_tokens=batch_tokens), two_heads)
-    both = stitchings(rows, whole, head.task, joining)
+    ways = stitched(Head(rows, whole, head.task, list(range(len(rows)))), joining)
+    both = {way: scores_of(rows, answers, head.task) for way, answers in ways.items()}
     room = spec.max_tokens - 2
     apart = [cut_apart(item.encoded, room) for item in whole]
     naive = _tags(predict(apart, encoder, run, batch_tokens=batch_tokens), two_heads)

@@ -212,7 +212,7 @@ def test_a_tagger_is_tried_on_joined_documents(exported: Copy) -> None:
     record = manifest.artifacts["onnx_fused"].details["pooling"]
     assert isinstance(record, dict) and isinstance(record["stitching"], dict)
     assert "candidates" not in record
-    assert set(record["stitching"]) == {"documents", "context", "average"}
+    assert set(record["stitching"]) == {"documents", "standard_error", "context", "average"}
 
 
 def _without_agreement(artifact: Artifact) -> Artifact:
