@@ -63,7 +63,7 @@ EXAMPLES = """[bold]Examples[/bold]
 
   python -m export run artifacts/news
   python -m export run artifacts/news --only fuse --force
-  python -m export run artifacts/news --only pooling --dev-rows 0
+  python -m export run artifacts/news --only pooling --force
   python -m export run artifacts/ner --max-drop 0.005 --dev-rows 300
   python -m export run artifacts/news --backend onnxruntime --repository /srv/models
 """
