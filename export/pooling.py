@@ -11,7 +11,8 @@ the dev rows anew, and one row (1 / rows), since two or three rows that differ h
 some hundred rows cannot tell apart is the mean, and ``learned``, the last in the order, must be clearly better than all
 others. ``first`` stands before it: it does not read what follows a text's head.
 
-A multi-label task gets the thresholds that are best with each pooling, and keeps those of the one chosen. A tagger's
+Each pooling of a multi-label task is scored with the thresholds that are best for it; where another pooling is chosen
+than in training, its thresholds are kept. A tagger's
 sentences mostly have one window, so its two ways of stitching are tried on documents joined from dev rows. ``context``
 promises that one window decides an entity and has seen it whole; ``average`` must be better by two standard errors.
 
@@ -98,9 +99,11 @@ def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = Fa
         text = text.model_copy(update={"pooling": joining.pooling, "pooling_weights": joining.weights})
         record |= facts
         if task.kind == "multi-label":
-            thresholds = thresholds_of(dev.rows, found, task, text.joining)
-            task = task.model_copy(update={"thresholds": thresholds})
-            pairs = zip(task.labels, thresholds, strict=True)
+            # Under the same pooling those of the training stand, which were chosen on more rows.
+            if not task.thresholds or text.pooling != manifest.text.pooling:
+                thresholds = thresholds_of(dev.rows, found, task, text.joining)
+                task = task.model_copy(update={"thresholds": thresholds})
+            pairs = zip(task.labels, task.thresholds, strict=True)
             journal.say("    thresholds: " + ", ".join(f"{label} {value:.3f}" for label, value in pairs))
     if task.tags:
         run = run_of(open_session(bundle.path(source.file)), manifest.signature)

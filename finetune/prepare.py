@@ -111,9 +111,7 @@ def _lessons(recipe: Recipe, train: list[Row], say: Say, cache: Path | None) -> 
     lessons = train
     if data.join_share:
         lessons = join(train, data.join_share, characters, seed)
-        say(
-            f"lessons: {data.join_share:.0%} of the tagged rows are joined to texts of a window; {len(lessons):,} in all"
-        )
+        say(f"lessons: {data.join_share:.0%} of the tagged rows are joined to texts of a window")
     if data.neutral is not None:
         lessons = hide(train, _neutral(data.neutral, say, cache), data.neutral_share, characters, seed)
         say(
