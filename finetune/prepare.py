@@ -23,6 +23,9 @@ from finetune.recipe import Recipe
 
 Say = Callable[[str], None]
 
+# Neutral text around a hidden row, in windows, at most.
+NEUTRAL_WINDOWS = 3
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -113,11 +116,9 @@ def _lessons(recipe: Recipe, train: list[Row], say: Say, cache: Path | None) -> 
         lessons = join(train, data.join_share, characters, seed)
         say(f"lessons: {data.join_share:.0%} of the tagged rows are joined to texts of a window")
     if data.neutral is not None:
-        lessons = hide(train, _neutral(data.neutral, say, cache), data.neutral_share, characters, seed)
-        say(
-            f"lessons: {data.neutral_share:.0%} of the rows stand in text of {Path(data.neutral).name}, and "
-            f"{len(lessons) - len(train):,} more are such text alone, which tells nothing"
-        )
+        around = NEUTRAL_WINDOWS * characters
+        lessons = hide(train, _neutral(data.neutral, say, cache), data.neutral_share, around, seed)
+        say(f"lessons: {data.neutral_share:.0%} of the rows stand in longer text of {Path(data.neutral).name}")
     return lessons
 
 

@@ -61,7 +61,7 @@ class Data(Strict):
         default=None, description="a named dataset, or a file of lines, whose text tells nothing of the labels"
     )
     neutral_share: float = Field(
-        default=0.15, gt=0, le=1, description="share of train rows set into such text; as many rows are such text alone"
+        default=0.4, gt=0, le=1, description="share of the train rows that are set into such text"
     )
 
     @model_validator(mode="after")

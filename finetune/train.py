@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from bundle.decode import FloatArray, token_labels
-from bundle.encode import Encoded, Encoder, IntArray
+from bundle.encode import Encoded, Encoder, IntArray, Window
 from bundle.folder import write_atomic
 from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, Progress, encode_rows, metrics_of, predict
 from bundle.rows import Row
 from finetune.batches import Item, plan
+from finetune.data.compose import tells
 from finetune.machine import quiet_paddle
 from finetune.prepare import Prepared, Say
 
@@ -184,7 +185,15 @@ class _Windows:
         if gold is not None:
             place = encoded.windows[window]
             tags[inputs.content] = gold[place.first : place.last]
-        return inputs.ids, inputs.types, self.classes[row] if self.classes else None, tags
+        return inputs.ids, inputs.types, self._class(row, encoded.windows[window]), tags
+
+    def _class(self, row: int, window: Window) -> Any:
+        """What the classification head should say of a window; None where it tells nothing."""
+        if self.classes is None:
+            return None
+        lesson, task = self.prepared.lessons[row], self.prepared.task
+        silent = task.kind == "single-label" and not tells(lesson, window.start, window.end)
+        return None if silent else self.classes[row]
 
     def collate(self, items: list[tuple[IntArray, IntArray, Any, Any]]) -> dict[str, Any]:
         """What one step reads.
@@ -246,8 +255,8 @@ def class_weights(rows: list[Row], prepared: Prepared) -> list[float] | None:
 def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight: Any) -> Any:
     """The training loss of a batch.
 
-    Cross-entropy of a classifier, and of a tagger's tokens; binary cross-entropy of a multi-label task. A text without
-    a label tells a single-label model nothing: it should answer evenly, so the target is the uniform distribution. A
+    Cross-entropy of a classifier, and of a tagger's tokens; binary cross-entropy of a multi-label task. A window that
+    tells a single-label model nothing should be answered evenly, so its target is the uniform distribution. A
     multi-task model's loss is the mean over the batch's rows of what each row tells: the entropy of its label, plus the
     mean entropy of its tokens. So a lonely row of one kind counts no more than its neighbours.
 

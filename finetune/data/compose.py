@@ -11,12 +11,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bundle.rows import Row
+from bundle.rows import Entity, Row
 
 # As between the lines of a news text; tokenizers drop it.
 SEPARATOR = "\n"
-# Neutral text beside a row is at least so long, code points; less would teach nothing.
-LEAST = 10
+# Marks the place of a row in the neutral text around it.
+TELLING = "telling"
+# Code points of a long row that are enough to tell its label.
+ENOUGH = 40
 
 
 def join(rows: Sequence[Row], share: float, characters: int, seed: int) -> list[Row]:
@@ -57,7 +59,7 @@ def _document(rows: Sequence[Row]) -> Row:
 
 
 def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: int, seed: int) -> list[Row]:
-    """Puts neutral text around a share of the rows, and adds as many rows of neutral text alone, without a label.
+    """Sets a share of the rows into longer neutral text, where most windows tell nothing.
 
     A model that answers evenly where nothing is told lets the window that tells something decide ("outlier exposure",
     Hendrycks et al. 2019).
@@ -65,7 +67,10 @@ def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: 
     Args:
         neutral: texts that tell nothing of the labels.
         share: 0 to 1, of the rows.
-        characters: code points of a lesson, at most; a row that leaves less than `LEAST` of them stays as it is.
+        characters: code points of neutral text around a row, at most.
+
+    Returns:
+        as many rows; the hidden ones have an entity `TELLING` where the row itself stands.
     """
     dice = random.Random(f"{seed}/hide")
 
@@ -78,13 +83,24 @@ def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: 
 
     result: list[Row] = []
     for row in rows:
-        room = characters - len(row.text) - 2 * len(SEPARATOR)
-        if dice.random() >= share or room < LEAST or row.pair is not None:
+        if dice.random() >= share:
             result.append(row)
             continue
-        length = dice.randint(LEAST, room)
+        length = dice.randint(0, characters)
         before = dice.randint(0, length)
-        parts = (some(before), row.text, some(length - before))
-        result.append(replace(row, text=SEPARATOR.join(part for part in parts if part)))
-    silent = [some(dice.randint(characters // 2, characters)) for _ in range(round(share * len(rows)))]
-    return result + [Row(text) for text in silent if text.strip()]
+        head, tail = some(before), some(length - before)
+        text = (head + SEPARATOR if head else "") + row.text + (SEPARATOR + tail if tail else "")
+        start = len(head) + len(SEPARATOR) if head else 0
+        result.append(replace(row, text=text, entities=(Entity(start, start + len(row.text), TELLING),)))
+    return result
+
+
+def tells(row: Row, start: int, end: int) -> bool:
+    """Whether the code points ``[start, end)`` of a lesson hold enough of what tells its label.
+
+    Half of it, or `ENOUGH` code points; a row that was not hidden tells everywhere.
+    """
+    return not row.entities or any(
+        2 * (shared := min(end, item.end) - max(start, item.start)) >= item.end - item.start or shared >= ENOUGH
+        for item in row.entities
+    )

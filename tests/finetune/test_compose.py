@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.rows import Entity, Row
-from finetune.data.compose import hide, join
+from finetune.data.compose import hide, join, tells
 
 SENTENCES = [Row(f"{n}张三在北京。", entities=(Entity(len(str(n)), len(str(n)) + 2, "PER"),)) for n in range(60)]
 REVIEWS = [Row(f"{n}很好", "好") for n in range(60)]
@@ -34,12 +34,25 @@ def test_rows_that_tell_a_label_are_not_joined() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.floats(0.01, 1), st.integers(5, 120), st.integers(0, 99))
-def test_a_hidden_row_keeps_its_label_and_neutral_text_has_none(share: float, characters: int, seed: int) -> None:
+@given(st.floats(0, 1), st.integers(0, 300), st.integers(0, 99))
+def test_a_hidden_row_keeps_its_label_and_its_place_is_known(share: float, characters: int, seed: int) -> None:
     lessons = hide(REVIEWS, NEUTRAL, share, characters, seed)
-    told, silent = lessons[: len(REVIEWS)], lessons[len(REVIEWS) :]
-    for row, lesson in zip(REVIEWS, told, strict=True):
-        assert lesson.label == "好" and row.text in lesson.text.split("\n")
-        assert lesson == row or len(lesson.text) <= characters
-    assert all(row.label is None and 0 < len(row.text) <= characters and "很好" not in row.text for row in silent)
-    assert len(silent) == round(share * len(REVIEWS))
+    for row, lesson in zip(REVIEWS, lessons, strict=True):
+        assert lesson.label == "好"
+        if lesson.entities is None:
+            assert lesson == row
+        else:
+            ((start, end, _),) = lesson.spans
+            assert lesson.text[start:end] == row.text
+            assert len(lesson.text) <= len(row.text) + characters + 2
+            rest = lesson.text[:start] + lesson.text[end:]
+            assert "很好" not in rest
+
+
+def test_a_window_tells_if_it_holds_enough_of_the_row() -> None:
+    lesson = Row("甲" * 100 + "很好" * 10 + "乙" * 100, "好", entities=(Entity(100, 120, "telling"),))
+    assert tells(lesson, 50, 110) and tells(lesson, 110, 200) and tells(lesson, 0, 220)
+    assert not tells(lesson, 0, 100) and not tells(lesson, 50, 109) and not tells(lesson, 120, 220)
+    assert tells(Row("很好", "好"), 0, 1)
+    long = Row("很好" * 100, "好", entities=(Entity(0, 200, "telling"),))
+    assert tells(long, 0, 40) and not tells(long, 161, 200)
