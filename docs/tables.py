@@ -229,13 +229,14 @@ def long_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
         name = f"`{text(record.get('recipe'))}` ({text(record.get('form'))})"
         tables = [make(name, record) for make in (_by_windows, _late, _joined)]
         note = f"Windows of {text(record.get('max_tokens'))} tokens, `{text(record.get('artifact'))}`; bold is served."
-        parts += [part for part in tables if part] + [f"{note} {origin(record, 'make evaluate')}."]
+        if shown := [part for part in tables if part]:
+            parts += [*shown, f"{note} {origin(record, 'make evaluate')}."]
     return "\n\n".join(parts)
 
 
 def _by_windows(name: str, record: dict[str, Any]) -> str:
     buckets = record.get("buckets") or []
-    if not buckets:
+    if len(buckets) < 3:  # texts of one window, and all texts: there is nothing to compare
         return ""
     served = record.get("served") or ("head" if record.get("pooling") == "first" else record.get("pooling"))
     figure = next(iter(dig(buckets[-1], "scores", "head") or {"accuracy": 0}))

@@ -188,6 +188,47 @@ def test_missing_keys_are_dashes(project: Path) -> None:
     assert "| `—` | — | — | — | — | — | — |" in readme(project)
 
 
+def bucket(name: str, rows: int, served: float, p_value: float) -> dict[str, Any]:
+    scores = {"head": {"accuracy": 0.5}, "lead": {"accuracy": served}}
+    return {"name": name, "rows": rows, "scores": scores, "only_served": 4, "only_head": 1, "p_value": p_value}
+
+
+LONG: dict[str, Any] = {
+    "recipe": "news", "form": "quick", "max_tokens": 128, "artifact": "onnx_int8", "pooling": "lead", "served": "lead",
+    "command": "python -m export.evaluate", "commit": "abc", "hardware": MACHINE,
+    "buckets": [bucket("1", 9, 0.5, 1.0), bucket("> 1", 7, 0.75, 0.375), bucket("all", 16, 0.625, 0.375)],
+}  # fmt: skip
+
+
+def test_long_texts_have_a_column_for_each_length_and_bold_for_what_is_served() -> None:
+    made = tables.long_table([("news", LONG)])
+    assert "| read | 1 (9) | > 1 (7) | all (16) |" in made
+    assert "| **lead** | 0.500 | 0.750 | 0.625 |" in made and "| head | 0.500 | 0.500 | 0.500 |" in made
+    assert "| p (exact McNemar) | 1.000 | 0.375 | 0.375 |" in made
+
+
+def test_texts_that_all_have_one_window_make_no_table() -> None:
+    assert tables.long_table([("x", LONG | {"buckets": LONG["buckets"][::2]})]) == ""
+
+
+def test_late_sentences_and_joined_documents_are_shown() -> None:
+    scores = {"precision": 0.5, "recall": 0.25, "f1": 0.333}
+    late = {
+        "documents": 500, "mean_windows": 6.5, "accuracy": {"short": 0.8, "head": 0.45, "lead": 0.78},
+        "fitted": {"pooling": "learned", "accuracy": 0.79},
+    }  # fmt: skip
+    found = {
+        "documents": 50, "sentences": 240, "mean_characters": 2000.0, "scores": {"sentences": scores, "context": scores},
+        "served_minus_sentences": -0.25, "entities": 3805, "naive_cut": 41, "naive_cut_rate": 0.01077,
+        "no_window_holds": 0,
+    }  # fmt: skip
+    made = tables.long_table([("x", LONG | {"late": late, "documents": found, "stitching": "context"})])
+    assert "| the short text alone | 0.800 |" in made and "| **lead** | 0.780 |" in made
+    assert "| chosen on such documents of dev: learned | 0.790 |" in made
+    assert "| **windows, context** | 0.5000 | 0.2500 | 0.3330 |" in made
+    assert "-0.25 points of F1" in made and "41 (1.08%) are cut" in made
+
+
 def test_a_taggers_quality_is_precision_recall_and_f1(project: Path) -> None:
     put(project, "results/ner.json", {"recipe": "ner", "model": {"precision": 0.9, "recall": 0.8, "f1": 0.847}})
     assert run(project) == 0
