@@ -218,9 +218,9 @@ def test_late_sentences_and_joined_documents_are_shown() -> None:
         "fitted": {"pooling": "learned", "accuracy": 0.79},
     }  # fmt: skip
     found = {
-        "documents": 50, "sentences": 240, "mean_characters": 2000.0, "scores": {"sentences": scores, "context": scores},
-        "served_minus_sentences": -0.25, "entities": 3805, "naive_cut": 41, "naive_cut_rate": 0.01077,
-        "no_window_holds": 0,
+        "documents": 50, "sentences": 240, "mean_characters": 2000.0,
+        "scores": {"sentences": scores, "context": scores}, "served_minus_sentences": -0.25, "entities": 3805,
+        "naive_cut": 41, "naive_cut_rate": 0.01077, "no_window_holds": 0,
     }  # fmt: skip
     made = tables.long_table([("x", LONG | {"late": late, "documents": found, "stitching": "context"})])
     assert "| the short text alone | 0.800 |" in made and "| **lead** | 0.780 |" in made
