@@ -161,6 +161,20 @@ def agreement(left: Sequence[object], right: Sequence[object]) -> float:
     return float(np.mean([a == b for a, b in zip(left, right, strict=True)])) if left else 1.0
 
 
+def judged(rows: Sequence[Row], answers: Sequence[Any], task: Task) -> list[Any]:
+    """The part of each answer that its row can judge.
+
+    The row's whole answer, except of a multi-task model: an article that tells a label alone is answered alike if its
+    label is, whatever entities are found in its five thousand characters, and a sentence if its entities are.
+    """
+    if task.kind != "multi-task":
+        return list(answers)
+    return [
+        (None if row.label is None else label, None if row.entities is None else spans)
+        for row, (label, spans) in zip(rows, answers, strict=True)
+    ]
+
+
 def metrics_of(rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, joining: Joining) -> dict[str, float]:
     """The headline figures of what a model said; see `scores_of`."""
     return scores_of(rows, answers_of(predicted, task, joining), task)

@@ -24,7 +24,7 @@ from bundle.encode import Encoder
 from bundle.errors import BundleError, ExportError, SlipwayError
 from bundle.folder import Bundle, open_bundle, write_atomic
 from bundle.machine import commit, cores, hardware, versions
-from bundle.predict import Run, agreement, answers_of, encode_rows, metrics_of, predict
+from bundle.predict import Run, agreement, answers_of, encode_rows, judged, metrics_of, predict
 from bundle.rows import read_rows
 from export.artifact import identity
 from export.forms import Stand
@@ -104,7 +104,8 @@ def main(
                 )
                 long_texts["seconds"] = round(time.monotonic() - begin, 1)
     reference = "paddle" if paddle else forms[0]
-    agreements = {name: agreement(answers[reference], answers[name]) for name in answers}
+    told = {name: judged(rows, found, manifest.task) for name, found in answers.items()}
+    agreements = {name: agreement(told[reference], told[name]) for name in told}
     _show(console, metrics, agreements, seconds, reference)
     if compare_long:
         command = f"python -m export.evaluate {folder} --compare-long" + (f" --neutral {neutral}" if neutral else "")

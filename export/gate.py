@@ -27,6 +27,7 @@ from bundle.predict import (
     classes_of,
     encode_rows,
     gold_of,
+    judged,
     predict,
     readable,
     scores_of,
@@ -135,7 +136,9 @@ class DevSplit:
             split="dev",
             rows=len(self.rows),
             metrics=scores_of(self.rows, answers, task),
-            agreement=None if reference is None else agreement(reference, answers),
+            agreement=None
+            if reference is None
+            else agreement(judged(self.rows, reference, task), judged(self.rows, answers, task)),
         )
         return Measured(quality, classes_of(self.rows, answers, task), answers)
 
@@ -258,8 +261,10 @@ def _changed(rows: list[Row], fp32: Measured, int8: Measured, bundle: Bundle) ->
     task = bundle.manifest.task
     found: list[JsonValue] = []
     count = 0
+    told = (judged(rows, answers, task) for answers in (fp32.answers, int8.answers))
+    changed = [left != right for left, right in zip(*told, strict=True)]
     for number, (row, left, right) in enumerate(zip(rows, fp32.answers, int8.answers, strict=True)):
-        if left == right:
+        if not changed[number]:
             continue
         count += 1
         if len(found) < LISTED_ROWS:

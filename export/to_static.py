@@ -20,7 +20,7 @@ from bundle.encode import Encoded, Encoder
 from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.manifest import Quality
-from bundle.predict import Predicted, Run, agreement, answers_of, encode_rows, metrics_of, predict
+from bundle.predict import Predicted, Run, agreement, answers_of, encode_rows, judged, metrics_of, predict
 from bundle.rows import Row, read_rows
 from export.architectures import ARCHITECTURES, arrays_of, class_of
 from export.artifact import adopt, is_current, source_of, workplace
@@ -117,7 +117,7 @@ def quality_of(bundle: Bundle, rows: list[Row], found: list[Predicted], referenc
         metrics=metrics_of(rows, found, task, joining),
         agreement=None
         if reference is None
-        else agreement(answers_of(reference, task, joining), answers_of(found, task, joining)),
+        else agreement(*(judged(rows, answers_of(said, task, joining), task) for said in (reference, found))),
     )
 
 

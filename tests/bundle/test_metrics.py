@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.decode import spans_of
-from bundle.manifest import bio_labels
+from bundle.manifest import Task, bio_labels
 from bundle.metrics import accuracy, best_threshold, confusion, entity_scores, label_scores, macro_f1, per_class
+from bundle.predict import agreement, judged
+from bundle.rows import Row
 from tests.properties import cases
 
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
@@ -119,3 +121,13 @@ def _legal(path: list[int]) -> list[int]:
 def test_an_entity_of_the_wrong_type_or_length_is_no_hit() -> None:
     rows = entity_scores([[(0, 2, "PER")]], [[(0, 2, "LOC"), (0, 3, "PER")]])
     assert {row.label: row.f1 for row in rows} == {"LOC": 0.0, "PER": 0.0, "micro": 0.0}
+
+
+def test_a_multi_task_row_judges_only_the_part_of_an_answer_that_it_tells() -> None:
+    task = Task(kind="multi-task", labels=("no", "yes"), token_labels=LABELS)
+    rows = [Row("x", "yes"), Row("x", entities=()), Row("x", "no", entities=())]
+    left = [(1, ((0, 1, "PER"),)), (0, ()), (0, ())]
+    right = [(1, ()), (1, ()), (0, ((0, 1, "PER"),))]
+    assert agreement(judged(rows, left, task), judged(rows, right, task)) == pytest.approx(2 / 3)
+    single = Task(kind="single-label", labels=("no", "yes"))
+    assert judged(rows, [1, 0, 1], single) == [1, 0, 1]
