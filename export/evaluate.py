@@ -108,7 +108,12 @@ def main(
     agreements = {name: agreement(told[reference], told[name]) for name in told}
     _show(console, metrics, agreements, seconds, reference)
     if compare_long:
-        command = f"python -m export.evaluate {folder} --compare-long" + (f" --neutral {neutral}" if neutral else "")
+        recipe = manifest.name.removesuffix("-full")
+        command = (
+            f"python -m finetune evaluate {recipe} --compare-long"
+            + (" --form full" if manifest.made.form == "full" else "")
+            + (f" --neutral {neutral}" if neutral else "")
+        )
         path = out / "long" / f"{manifest.name}.json"
         record = {**_long_record(bundle, lead, command), **long_texts}
         write_atomic(path, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
