@@ -129,7 +129,7 @@ def measure(
     if not short or not learn:
         return {"documents": 0}
     candidates, weights = compare(label_head(*read(learn, neutral.dev), task))
-    best = elect(candidates, learn, task)
+    best = elect(candidates, learn)
     documents, found = read(short, neutral.test)
     ways = ways_of(joining)
     right = {way: right_of(answers_of(found, task, how), documents, task) for way, how in ways.items()}

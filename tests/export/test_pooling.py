@@ -125,19 +125,19 @@ def candidate(name: Pooling, wrong: range, nll: float = 0.5) -> Candidate:
 ROWS = [Row("x", TASK.labels[row % 2]) for row in range(400)]
 
 
-def test_what_the_rows_cannot_tell_apart_is_the_mean() -> None:
-    mean = candidate("mean", range(60))
-    assert elect([mean, candidate("lead", range(2, 61))], ROWS, TASK) == "mean"  # better on two, worse on one
-    assert elect([mean, candidate("lead", range(2, 60))], ROWS, TASK) == "mean"  # better on two: no evidence either
-    assert elect([mean, candidate("lead", range(10, 62))], ROWS, TASK) == "lead"  # better on ten, worse on two
+def test_the_best_on_dev_is_taken() -> None:
+    mean = candidate("mean", range(60), 0.4)
+    assert elect([mean, candidate("lead", range(2, 59), 0.6)], ROWS) == "lead"
+    assert (
+        elect([mean, candidate("lead", range(2, 59), 0.6), candidate("learned", range(10, 62), 0.7)], ROWS) == "learned"
+    )
 
 
-def test_equals_are_told_apart_by_likelihood_and_the_simpler_one_is_taken() -> None:
-    same = range(60)
-    assert elect([candidate("lead", same, 0.4), candidate("mean", same, 0.5)], ROWS, TASK) == "mean"
-    # Better by more than the noise alike: the simpler of the two that are.
-    mean, lead, learned = candidate("mean", range(90)), candidate("lead", same, 0.5), candidate("learned", same, 0.4)
-    assert elect([mean, lead, learned], ROWS, TASK) == "lead"
+def test_one_row_is_no_evidence_and_likelihood_decides_then() -> None:
+    mean, lead = candidate("mean", range(60), 0.4), candidate("lead", range(1, 60), 0.5)
+    assert elect([mean, lead], ROWS) == "mean"
+    assert elect([candidate("mean", range(60), 0.5), candidate("lead", range(60), 0.4)], ROWS) == "lead"
+    assert elect([candidate("lead", range(60), 0.4), candidate("mean", range(60), 0.4)], ROWS) == "mean"
 
 
 def test_learned_is_taken_where_it_is_clearly_better_than_all_others() -> None:
