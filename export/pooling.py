@@ -4,15 +4,15 @@ Training chose a pooling by the checkpoint's answers to a sample of dev rows; he
 them, and one more pooling stands for election: ``learned`` (`export.learned`). Its weights are fitted on these very
 rows, so it is scored by cross-validation: every row under weights that were fitted without it.
 
-The rule of the election, where the recipe says ``auto``: the pooling with the highest macro-F1; of those that are no
-more than one row (1 / rows) below it, which is no evidence, the one with the lowest mean negative log-likelihood, and of
-equals the simplest. A stricter rule, the simplest within one standard error of the best, was tried: it took the mean
-where ``lead`` was better by 3 points on test.
+The rule of the election, where the recipe says ``auto``: the pooling with the highest macro-F1. Of those that are at
+most one row (1 / rows) below it, which is no evidence, the one with the lowest mean negative log-likelihood is taken,
+and of equals the simplest. A stricter rule, the simplest within one standard error of the best, was tried: it takes the
+mean wherever some hundred rows cannot prove that another is better.
 
 Each pooling of a multi-label task is scored with the thresholds that are best for it; where another pooling is chosen
-than in training, its thresholds are kept. A tagger's
-sentences mostly have one window, so its two ways of stitching are tried on documents joined from dev rows. ``context``
-promises that one window decides an entity and has seen it whole; ``average`` must be better by two standard errors.
+than in training, its thresholds are kept. A tagger's sentences mostly have one window, so its two ways of stitching are
+tried on documents joined from dev rows. ``context`` promises that one window decides an entity and has seen it whole;
+``average`` must be better by two standard errors.
 
 What is chosen stands in the manifest; artifacts stay as they are.
 """
