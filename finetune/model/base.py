@@ -22,8 +22,8 @@ from bundle.encode import load_tokenizer, wordpiece_tokenizer
 from bundle.errors import AssetUnavailable, DataError
 from bundle.folder import write_atomic
 from bundle.manifest import Source, Task, TaskKind
+from bundle.two_heads import two_heads
 from finetune.machine import quiet_paddle
-from finetune.model.two_heads import two_heads
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,7 +1,7 @@
 """One encoder, two heads: a label for the text and a tag for each token, from one forward pass.
 
-PaddleNLP has no such class, so its sequence classifier gets a second linear layer over all tokens. The export room has
-its own definition, since rooms do not import each other; that both compute the same is proved on the golden rows.
+PaddleNLP has no such class. `finetune` trains it and `export` opens its checkpoint, so they must agree on it; PaddleNLP
+itself is given by whoever calls and never imported here.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ def two_heads(transformers: Any, family: str) -> Any:
         a subclass of PaddleNLP's sequence classifier whose configuration has ``num_token_labels`` too and whose
         forward returns logits (windows, labels) and token logits (windows, tokens, token labels).
     """
-    import paddle
-
     classifier: Any = getattr(transformers, f"{family}ForSequenceClassification")
     encoder = family.lower()
 
     class TwoHeads(classifier):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.token_classifier = paddle.nn.Linear(config.hidden_size, config.num_token_labels)
+            # The framework's own Linear, reached through the head that is there already.
+            self.token_classifier = type(self.classifier)(config.hidden_size, config.num_token_labels)
 
         def forward(self, input_ids: Any, token_type_ids: Any = None) -> tuple[Any, Any]:
             tokens, pooled = getattr(self, encoder)(input_ids, token_type_ids=token_type_ids)[:2]
