@@ -101,8 +101,12 @@ def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], task: Tas
 
 def reaching(scores: FloatArray, task: Task) -> tuple[int, ...]:
     """The labels of a multi-label task whose scores, float32 (labels,), reach their thresholds, in label order."""
-    thresholds = np.array(task.thresholds or (THRESHOLD,) * len(task.labels))
-    return tuple(int(index) for index in np.flatnonzero(scores >= thresholds))
+    return tuple(int(index) for index in np.flatnonzero(scores >= np.array(thresholds(task))))
+
+
+def thresholds(task: Task) -> tuple[float, ...]:
+    """Of a multi-label task, by label: the score from which it is given."""
+    return task.thresholds or (THRESHOLD,) * len(task.labels)
 
 
 def _shares(

@@ -113,6 +113,11 @@ def best_threshold(scores: npt.NDArray[np.float32], gold: npt.NDArray[np.bool_])
     return float(middles[places[np.argmin(np.abs(middles[places] - 0.5))]])
 
 
+def best_thresholds(scores: npt.NDArray[np.float32], gold: npt.NDArray[np.bool_]) -> tuple[float, ...]:
+    """`best_threshold` of every label, with six digits; float32 and bool (rows, labels)."""
+    return tuple(round(best_threshold(scores[:, n], gold[:, n]), 6) for n in range(scores.shape[1]))
+
+
 def _row(label: str, hits: int, found: int, wanted: int) -> ClassRow:
     precision = hits / found if found else 0.0
     recall = hits / wanted if wanted else 0.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bundle.decode import Classified, FloatArray, Tagged, classify, tag
 from bundle.encode import Encoded, Encoder, IntArray, pad
@@ -17,7 +18,7 @@ from bundle.manifest import Joining, Task
 from bundle.metrics import (
     ClassRow,
     accuracy,
-    best_threshold,
+    best_thresholds,
     confusion,
     entity_scores,
     label_scores,
@@ -258,10 +259,15 @@ def _class_scores(rows: Sequence[Row], answers: Sequence[Any], task: Task) -> di
     return {"accuracy": accuracy(counts), "macro_f1": macro_f1(per_class(counts, task.labels))}
 
 
+def gold_matrix(rows: Sequence[Row], task: Task) -> npt.NDArray[np.bool_]:
+    """What the rows of a classifier say: bool (rows, labels); one label each, or any number of a multi-label task."""
+    wanted = [row.labels or () if task.kind == "multi-label" else (row.label,) for row in rows]
+    return np.array([[label in labels for label in task.labels] for labels in wanted], dtype=bool)
+
+
 def thresholds_of(
     rows: Sequence[Row], predicted: Sequence[Predicted], task: Task, joining: Joining
 ) -> tuple[float, ...]:
     """The thresholds of a multi-label task, by label, that are best on these rows."""
     scores = np.stack([item.classified(task, joining).scores for item in predicted])
-    gold = np.array([[label in (row.labels or ()) for label in task.labels] for row in rows])
-    return tuple(round(best_threshold(scores[:, n], gold[:, n]), 6) for n in range(len(task.labels)))
+    return best_thresholds(scores, gold_matrix(rows, task))

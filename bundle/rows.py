@@ -6,13 +6,17 @@ Offsets are code points, end-exclusive, into ``text`` as given: ``text[start:end
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundle.errors import RowError
 from bundle.folder import write_atomic
+
+# Between texts that are joined, as between the lines of a news text: tokenizers drop it, and a window may end there.
+SEPARATOR = "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,28 @@ def row_to_json(row: Row) -> str:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Writes rows as JSONL, whole or not at all."""
     write_atomic(path, "".join(row_to_json(row) + "\n" for row in rows))
+
+
+def checksum(rows: Iterable[Row]) -> str:
+    """sha256 over the rows as lines of JSON, in hex: whether answers belong to these rows in this order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row_to_json(row)}\n".encode())
+    return digest.hexdigest()
+
+
+def join_rows(rows: Sequence[Row]) -> tuple[Row, tuple[int, ...]]:
+    """Tagged rows as one text, each on a line of its own, with their entities.
+
+    Returns:
+        the text's row, and where each of the rows begins in it, code points.
+    """
+    starts, entities, position = [], [], 0
+    for row in rows:
+        starts.append(position)
+        entities += [replace(item, start=item.start + position, end=item.end + position) for item in row.entities or ()]
+        position += len(row.text) + len(SEPARATOR)
+    return Row(SEPARATOR.join(row.text for row in rows), entities=tuple(entities)), tuple(starts)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bundle.encode import Encoder
-from bundle.predict import Predicted, Run, predict
-from bundle.rows import Row
-
-# Sentences stand on lines of their own, as in a news text; tokenizers drop it, and a window may end there.
-SEPARATOR = "\n"
+from bundle.predict import Predicted, Progress, Run, predict
+from bundle.rows import SEPARATOR, Row, join_rows
 
 
 @dataclass(frozen=True)
@@ -37,27 +34,20 @@ def joined(rows: Sequence[Row], characters: int) -> list[Document]:
         while end < len(rows) and length < characters:
             length += len(rows[end].text) + len(SEPARATOR)
             end += 1
-        documents.append(_document(rows, tuple(range(begin, end))))
+        row, starts = join_rows(rows[begin:end])
+        documents.append(Document(row, tuple(range(begin, end)), starts))
         begin = end
     return documents
 
 
-def _document(rows: Sequence[Row], parts: tuple[int, ...]) -> Document:
-    starts: list[int] = []
-    position = 0
-    for place in parts:
-        starts.append(position)
-        position += len(rows[place].text) + len(SEPARATOR)
-    entities = tuple(
-        replace(entity, start=entity.start + start, end=entity.end + start)
-        for place, start in zip(parts, starts, strict=True)
-        for entity in rows[place].entities or ()
-    )
-    text = SEPARATOR.join(rows[place].text for place in parts)
-    return Document(Row(text, entities=entities), parts, tuple(starts))
-
-
-def answer(documents: Sequence[Document], encoder: Encoder, run: Run, *, batch_tokens: int = 4096) -> list[Predicted]:
+def answer(
+    documents: Sequence[Document],
+    encoder: Encoder,
+    run: Run,
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> list[Predicted]:
     """Answers whole documents: none is cut at ``max_windows``, which is a server's limit and no property of a model."""
     encoded = [encoder.encode(item.row.text, max_windows=len(item.row.text)) for item in documents]
-    return predict(encoded, encoder, run, batch_tokens=batch_tokens)
+    return predict(encoded, encoder, run, batch_tokens=batch_tokens, progress=progress)

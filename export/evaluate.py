@@ -97,7 +97,7 @@ def main(
                     found,
                     encoder,
                     run,
-                    console,
+                    journal,
                     batch_tokens=batch_tokens,
                     baseline=beside,
                     neutral=neutral,

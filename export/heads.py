@@ -21,13 +21,11 @@ class Head:
     Attributes:
         rows, found: a row and what the model said of it, in the same order.
         task: of any kind but ``multi-task``.
-        places: where these rows stand among those that were given.
     """
 
     rows: list[Row]
     found: list[Predicted]
     task: Task
-    places: list[int]
 
 
 def label_task(task: Task) -> Task:
@@ -42,17 +40,17 @@ def tag_task(task: Task) -> Task:
 
 def label_head(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> Head:
     """The head that classifies, on the rows that have a label."""
-    if task.kind != "multi-task":
-        return Head(list(rows), list(found), task, list(range(len(rows))))
-    places = [place for place, row in enumerate(rows) if row.label is not None]
-    said = [Predicted(found[place].encoded, found[place].logits) for place in places]
-    return Head([rows[place] for place in places], said, label_task(task), places)
+    return _head(rows, found, task, 0)
 
 
 def tag_head(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> Head:
     """The head that tags, on the rows that have entities, perhaps none of any type."""
+    return _head(rows, found, task, 1)
+
+
+def _head(rows: Sequence[Row], found: Sequence[Predicted], task: Task, output: int) -> Head:
     if task.kind != "multi-task":
-        return Head(list(rows), list(found), task, list(range(len(rows))))
-    places = [place for place, row in enumerate(rows) if row.entities is not None]
-    said = [Predicted(found[place].encoded, found[place].token_logits) for place in places]
-    return Head([rows[place] for place in places], said, tag_task(task), places)
+        return Head(list(rows), list(found), task)
+    places = [place for place, row in enumerate(rows) if (row.entities if output else row.label) is not None]
+    said = [Predicted(found[place].encoded, found[place].outputs[output]) for place in places]
+    return Head([rows[place] for place in places], said, tag_task(task) if output else label_task(task))

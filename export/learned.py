@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bundle.decode import FEATURES, features, sigmoid, softmax
 from bundle.manifest import Joining, Task
-from bundle.predict import Predicted
+from bundle.predict import Predicted, gold_matrix
 from bundle.rows import Row
 
 Floats = npt.NDArray[np.float64]
@@ -29,12 +29,6 @@ MIN_ROWS = 10
 PULL = 1 / 50
 # The loss has more than one valley; the deepest found from these is taken: mean, lead, certain windows, long windows.
 STARTS = ((0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 8.0, 0.0), (0.0, 0.0, 0.0, 1.0))
-
-
-def gold_matrix(rows: Sequence[Row], task: Task) -> npt.NDArray[np.bool_]:
-    """What the rows of a classifier say: bool (rows, labels); one label each, or any number of a multi-label task."""
-    wanted = [row.labels or () if task.kind == "multi-label" else (row.label,) for row in rows]
-    return np.array([[label in labels for label in task.labels] for labels in wanted], dtype=bool)
 
 
 def losses(scores: npt.NDArray[Any], gold: npt.NDArray[np.bool_], task: Task) -> Floats:

@@ -6,7 +6,6 @@ baselines that read whole texts without a transformer, where `finetune` has left
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bundle.decode import POOLINGS, reaching, sigmoid, softmax
 from bundle.errors import BundleError
 from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, answers_of, scores_of
-from bundle.rows import Row, row_to_json
+from bundle.rows import Row, checksum
 from export.heads import Head
 
 # Windows of a text: from, to.
@@ -126,19 +125,8 @@ def _ends(item: Predicted, task: Task) -> Any:
     return int(softmax(ends).mean(axis=0).argmax())
 
 
-def checksum(rows: Sequence[Row]) -> str:
-    """sha256 over the rows as lines of JSON, in hex: whether answers belong to these rows in this order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row_to_json(row)}\n".encode())
-    return digest.hexdigest()
-
-
-def read_baselines(path: Path, rows: Sequence[Row], head: Head) -> tuple[dict[str, list[Any]], str]:
+def read_baselines(path: Path, head: Head) -> tuple[dict[str, list[Any]], str]:
     """The answers of the baselines to a classifier's rows, and a sentence where there are none.
-
-    Args:
-        rows: the whole test split; ``head`` has those of them that it is measured on.
 
     Raises:
         BundleError: the file is not JSON, or an answer is none of the labels.
@@ -152,16 +140,15 @@ def read_baselines(path: Path, rows: Sequence[Row], head: Head) -> tuple[dict[st
     except (ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"{path}: not a file of baseline scores: {error}") from error
     recorded = given.pop("test_sha256", record.get("test_sha256"))
-    if not given or recorded != checksum(rows):
+    if not given or recorded != checksum(head.rows):
         reason = "holds no answers" if not given else "holds answers to other rows"
         return {}, f"no baseline beside the model: {path} {reason}; {how}"
     index = {label: number for number, label in enumerate(head.task.labels)}
     known: dict[str, list[Any]] = {}
     try:
         for name, answers in given.items():
-            here = [answers[place] for place in head.places]
             multi = head.task.kind == "multi-label"
-            known[name] = [tuple(sorted(index[one] for one in said)) if multi else index[said] for said in here]
+            known[name] = [tuple(sorted(index[one] for one in said)) if multi else index[said] for said in answers]
     except (KeyError, IndexError, TypeError) as error:
         raise BundleError(f"{path}: an answer is none of the labels, or answers are missing: {error}") from error
     return known, ""

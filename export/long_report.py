@@ -20,6 +20,7 @@ from bundle.predict import Predicted, Run
 from bundle.rows import Row, read_rows
 from export import stitched, telling
 from export.heads import label_head, tag_head
+from export.journal import Journal
 from export.long import compare, read_baselines, served_way
 
 NO_NEUTRAL = (
@@ -33,7 +34,7 @@ def report(
     found: Sequence[Predicted],
     encoder: Encoder,
     run: Run,
-    console: Console,
+    journal: Journal,
     *,
     batch_tokens: int = 4096,
     baseline: Path,
@@ -50,7 +51,7 @@ def report(
         ``pooling``, ``weights``, ``stitching``, ``overlap``; ``buckets``, none for a tagger, and ``served``, the way of
         reading that is served; ``late`` and ``documents`` where they were measured.
     """
-    manifest = bundle.manifest
+    manifest, console = bundle.manifest, journal.console
     task, joining = manifest.task, manifest.text.joining
     record: dict[str, Any] = {
         "pooling": joining.pooling,
@@ -61,7 +62,7 @@ def report(
     }
     if task.classifies:
         head = label_head(rows, found, task)
-        baselines, why = read_baselines(baseline, rows, head)
+        baselines, why = read_baselines(baseline, head)
         buckets = compare(head, joining, baselines)
         record |= {"served": served_way(joining), "buckets": [asdict(bucket) for bucket in buckets]}
         _show_buckets(console, record)
@@ -72,13 +73,19 @@ def report(
     elif task.kind == "single-label" and neutral is not None:
         dev = list(read_rows(bundle.path(manifest.splits["dev"].file))) if "dev" in manifest.splits else []
         texts = telling.read_neutral(neutral)
-        late = telling.measure((rows, found), dev, texts, encoder, run, task, joining, batch_tokens=batch_tokens)
+        with journal.progress("one late telling sentence") as progress:
+            late = telling.measure(
+                (rows, found), dev, texts, encoder, run, task, joining, batch_tokens=batch_tokens, progress=progress
+            )
         record["late"] = {"neutral": str(neutral), **late}
         _show_late(console, record["late"], served_way(joining))
     if task.tags:
         tags = tag_head(rows, found, task)
         two = task.kind == "multi-task"
-        record["documents"] = stitched.measure(tags, encoder, run, two, joining, batch_tokens=batch_tokens)
+        with journal.progress("joined documents") as progress:
+            record["documents"] = stitched.measure(
+                tags, encoder, run, two, joining, batch_tokens=batch_tokens, progress=progress
+            )
         _show_documents(console, record["documents"], joining.stitching)
     return record
 

@@ -30,15 +30,15 @@ from bundle.decode import POOLINGS, reaching
 from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.manifest import Artifact, Joining, Manifest, Pooling, Stitching, Task
-from bundle.metrics import best_threshold
-from bundle.predict import Run, answers_of, scores_of, thresholds_of
+from bundle.metrics import best_thresholds
+from bundle.predict import Run, answers_of, gold_matrix, scores_of, thresholds_of
 from bundle.rows import Row
 from export.artifact import identity, source_of
 from export.documents import answer, joined
 from export.gate import DevSplit
 from export.heads import Head, label_head, tag_head
 from export.journal import Journal
-from export.learned import MIN_ROWS, cross_validated, fit, gold_matrix, losses, several
+from export.learned import MIN_ROWS, cross_validated, fit, losses, several
 from export.parity import GoldenRows
 from export.session import open_session, run_of
 from export.to_static import GOLDEN, load_answers
@@ -59,13 +59,11 @@ class Candidate:
     """A pooling and what it scored.
 
     Attributes:
-        answers: of the dev rows, in the form of `bundle.predict.answers_of`; of ``learned`` cross-validated.
-        metrics: of these answers.
+        metrics: on the dev rows; of ``learned`` cross-validated.
         nll: mean negative log-likelihood of what the rows say.
     """
 
     name: Pooling
-    answers: list[Any]
     metrics: dict[str, float]
     nll: float
 
@@ -165,10 +163,9 @@ def _scored(name: Pooling, head: Head, joinings: Sequence[Joining]) -> Candidate
     gold = gold_matrix(head.rows, task)
     answers: list[Any] = [item.label for item in pooled]
     if task.kind == "multi-label":
-        thresholds = tuple(best_threshold(scores[:, n], gold[:, n]) for n in range(len(task.labels)))
-        task = task.model_copy(update={"thresholds": thresholds})
+        task = task.model_copy(update={"thresholds": best_thresholds(scores, gold)})
         answers = [reaching(row, task) for row in scores]
-    return Candidate(name, answers, scores_of(head.rows, answers, task), float(losses(scores, gold, task).mean()))
+    return Candidate(name, scores_of(head.rows, answers, task), float(losses(scores, gold, task).mean()))
 
 
 def elect(candidates: Sequence[Candidate], rows: Sequence[Row]) -> Pooling:
@@ -178,9 +175,7 @@ def elect(candidates: Sequence[Candidate], rows: Sequence[Row]) -> Pooling:
     return min(close, key=lambda item: (round(item.nll, 9), ORDER.index(item.name))).name
 
 
-def standard_error(
-    left: Sequence[Any], right: Sequence[Any], rows: Sequence[Row], task: Task, figure: str = FIGURE
-) -> float:
+def standard_error(left: Sequence[Any], right: Sequence[Any], rows: Sequence[Row], task: Task, figure: str) -> float:
     """The standard error of the difference between two sets of answers in a figure, by bootstrap over the rows."""
     if list(left) == list(right):
         return 0.0
@@ -200,7 +195,9 @@ def _stitching(
     """The way to join a tagger's windows, tried on documents joined from the dev rows, and what to record."""
     rows = [row for row in dev.rows if row.entities is not None]
     documents = joined(rows, DOCUMENT_WINDOWS * dev.encoder.spec.max_tokens)
-    head = tag_head([item.row for item in documents], answer(documents, dev.encoder, run), task)
+    with journal.progress(f"{len(documents)} joined documents") as progress:
+        found = answer(documents, dev.encoder, run, progress=progress)
+    head = tag_head([item.row for item in documents], found, task)
     answers = stitched(head, joining)
     scores = {way: scores_of(head.rows, found, head.task) for way, found in answers.items()}
     error = standard_error(answers["average"], answers["context"], head.rows, head.task, "f1")

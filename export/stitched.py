@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bundle.encode import Encoded, Encoder, Window
 from bundle.manifest import Joining
-from bundle.predict import Predicted, Run, answers_of, predict, scores_of
+from bundle.predict import Predicted, Progress, Run, answers_of, predict, scores_of
 from export.documents import Document, answer, joined
 from export.heads import Head
 from export.pooling import stitched
@@ -79,7 +79,14 @@ def cut_apart(encoded: Encoded, room: int) -> Encoded:
 
 
 def measure(
-    head: Head, encoder: Encoder, run: Run, two_heads: bool, joining: Joining, *, batch_tokens: int = 4096
+    head: Head,
+    encoder: Encoder,
+    run: Run,
+    two_heads: bool,
+    joining: Joining,
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Entity scores of test sentences, one by one and as documents.
 
@@ -101,12 +108,12 @@ def measure(
     parts = [place for item in documents for place in item.parts]
     alone = [head.rows[place] for place in parts]
     sentences = scores_of(alone, answers_of([head.found[place] for place in parts], head.task, joining), head.task)
-    whole = _tags(answer(documents, encoder, run, batch_tokens=batch_tokens), two_heads)
-    ways = stitched(Head(rows, whole, head.task, list(range(len(rows)))), joining)
+    whole = _tags(answer(documents, encoder, run, batch_tokens=batch_tokens, progress=progress), two_heads)
+    ways = stitched(Head(rows, whole, head.task), joining)
     both = {way: scores_of(rows, answers, head.task) for way, answers in ways.items()}
     room = spec.max_tokens - 2
     apart = [cut_apart(item.encoded, room) for item in whole]
-    naive = _tags(predict(apart, encoder, run, batch_tokens=batch_tokens), two_heads)
+    naive = _tags(predict(apart, encoder, run, batch_tokens=batch_tokens, progress=progress), two_heads)
     naive_held = held(apart, documents, spec.overlap)
     ours = held([item.encoded for item in whole], documents, spec.overlap)
     return {

@@ -20,8 +20,7 @@ from bundle.errors import BundleError
 from bundle.folder import open_bundle
 from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, Progress, Run, answers_of, encode_rows, predict
-from bundle.rows import Row, read_rows
-from export.documents import SEPARATOR
+from bundle.rows import SEPARATOR, Row, read_rows
 from export.heads import label_head
 from export.long import HEAD, mcnemar, right_of, served_way, ways_of
 from export.pooling import compare, elect

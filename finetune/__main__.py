@@ -160,13 +160,12 @@ def baseline(
 
     Example: python -m finetune baseline news --form full
     """
-    import hashlib
     import json
 
     from bundle.folder import write_atomic
     from bundle.machine import commit, hardware, versions
     from bundle.predict import readable, scores_of
-    from bundle.rows import row_to_json
+    from bundle.rows import checksum
     from finetune.baseline import labelled, tfidf_answers
     from finetune.evaluate import show_scores
     from finetune.prepare import prepare
@@ -203,7 +202,7 @@ def baseline(
         "hardware": hardware(),
         "versions": versions(("scikit-learn", "numpy")),
         # Row by row, so that `python -m export.evaluate --compare-long` can cut them by length.
-        "test_sha256": hashlib.sha256("".join(row_to_json(row) + "\n" for row in test).encode()).hexdigest(),
+        "test_sha256": checksum(test),
         "predictions": {name: [readable(answer, task) for answer in found] for name, found in answers.items()},
     }
     # One line a key: the predictions are long and nobody reads them.

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.decode import THRESHOLD
 from bundle.encode import Encoder
 from bundle.errors import BundleError
 from bundle.folder import MANIFEST, Bundle, open_bundle
@@ -58,12 +57,6 @@ class ServedModel:
     def graph(self) -> Path:
         """The file that a runtime opens."""
         return self.bundle.path(self.artifact.file)
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        """Of a multi-label task, by label: the score from which it is given."""
-        task = self.manifest.task
-        return task.thresholds or (THRESHOLD,) * len(task.labels)
 
 
 def find(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.decode import Classified, FloatArray
+from bundle.decode import Classified, FloatArray, thresholds
 from bundle.offsets import OffsetUnit, converter
 from serving.catalogue import ServedModel
 from serving.classifier import Answer
@@ -56,10 +56,9 @@ def prediction_of(model: ServedModel, answer: Answer, shape: Shape) -> Predictio
         for index in _ranked(found.scores, shape.top_k)
     ]
     if task.kind == "multi-label":
+        limits = thresholds(task)
         given = [
-            GivenLabel(
-                label=task.labels[index], score=_short(found.scores[index]), threshold=_short(model.thresholds[index])
-            )
+            GivenLabel(label=task.labels[index], score=_short(found.scores[index]), threshold=_short(limits[index]))
             for index in _ranked(found.scores)
             if index in answer.chosen
         ]

@@ -11,10 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bundle.rows import Entity, Row
+from bundle.rows import SEPARATOR, Entity, Row, join_rows
 
-# As between the lines of a news text; tokenizers drop it.
-SEPARATOR = "\n"
 # Marks the place of a row in the neutral text around it.
 TELLING = "telling"
 # Code points of a long row that are enough to tell its label.
@@ -34,7 +32,7 @@ def join(rows: Sequence[Row], share: float, characters: int, seed: int) -> list[
     def close() -> None:
         nonlocal length
         if open_:
-            result.append(_document(open_))
+            result.append(join_rows(open_)[0])
         open_.clear()
         length = 0
 
@@ -48,14 +46,6 @@ def join(rows: Sequence[Row], share: float, characters: int, seed: int) -> list[
         length += len(row.text) + (len(SEPARATOR) if len(open_) > 1 else 0)
     close()
     return result
-
-
-def _document(rows: Sequence[Row]) -> Row:
-    entities, start = [], 0
-    for row in rows:
-        entities += [replace(item, start=item.start + start, end=item.end + start) for item in row.entities or ()]
-        start += len(row.text) + len(SEPARATOR)
-    return Row(SEPARATOR.join(row.text for row in rows), entities=tuple(entities))
 
 
 def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: int, seed: int) -> list[Row]:

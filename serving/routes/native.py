@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from bundle.decode import thresholds
 from bundle.errors import LimitExceeded
 from serving.catalogue import ServedModel
 from serving.routes import gateway_of
@@ -148,7 +149,7 @@ def _summary(model: ServedModel) -> ModelSummary:
         precision=model.artifact.precision,
         labels=[*task.class_labels, *task.entity_types],
         entity_types=list(task.entity_types),
-        thresholds=dict(zip(task.labels, model.thresholds, strict=True)) if task.kind == "multi-label" else {},
+        thresholds=dict(zip(task.labels, thresholds(task), strict=True)) if task.kind == "multi-label" else {},
         max_tokens=model.manifest.text.max_tokens,
         max_windows=model.max_windows,
     )

@@ -15,11 +15,11 @@ from bundle.errors import BundleError
 from bundle.folder import Bundle
 from bundle.manifest import Joining, Task, bio_labels
 from bundle.predict import Predicted, encode_rows, predict
-from bundle.rows import Entity, Row
+from bundle.rows import Entity, Row, checksum
 from export.documents import joined
 from export.evaluate import main
 from export.heads import label_head, tag_head
-from export.long import checksum, compare, mcnemar, read_baselines
+from export.long import compare, mcnemar, read_baselines
 from export.stitched import cut_apart, held, measure, tokens_of
 from export.telling import Neutral, late, read_neutral, spread
 from export.telling import measure as measure_late
@@ -93,19 +93,19 @@ def test_baselines_stand_beside_the_model_where_they_answered_the_same_rows(tmp_
     path = tmp_path / "mood.json"
     answers = {"tfidf": ["yes", "no", "no", "yes"], "test_sha256": checksum(ROWS)}
     path.write_text(json.dumps({"tfidf": {"accuracy": 0.5}, "predictions": answers}), encoding="utf-8")
-    known, why = read_baselines(path, ROWS, head)
+    known, why = read_baselines(path, head)
     assert known == {"tfidf": [1, 0, 0, 1]} and why == ""
     assert compare(head, MEAN, known)[-1].scores["tfidf"]["accuracy"] == 0.5
 
     answers = {"tfidf": ["yes", "no", "no", "yes"]}
     record = {"predictions": answers, "test_sha256": checksum(ROWS[:3])}
     path.write_text(json.dumps(record), encoding="utf-8")
-    known, why = read_baselines(path, ROWS, head)
+    known, why = read_baselines(path, head)
     assert known == {} and "answers to other rows" in why and "`make evaluate` writes" in why
-    assert "is not there" in read_baselines(tmp_path / "other.json", ROWS, head)[1]
+    assert "is not there" in read_baselines(tmp_path / "other.json", head)[1]
     path.write_text(json.dumps({**record, "test_sha256": checksum(ROWS), "predictions": {"x": ["maybe"] * 4}}))
     with pytest.raises(BundleError, match="none of the labels"):
-        read_baselines(path, ROWS, head)
+        read_baselines(path, head)
 
 
 # --- one telling sentence --------------------------------------------------------------------------------------------

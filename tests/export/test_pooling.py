@@ -15,13 +15,13 @@ from bundle.decode import FEATURES, POOLINGS, FloatArray
 from bundle.encode import Encoded, Window
 from bundle.folder import Bundle, open_bundle
 from bundle.manifest import Artifact, Joining, Pooling, Task
-from bundle.predict import Predicted, metrics_of, scores_of
+from bundle.predict import Predicted, gold_matrix, metrics_of, scores_of
 from bundle.rows import Entity, Row
 from export.documents import joined
 from export.gate import DevSplit, gate
 from export.heads import label_head, tag_head
 from export.journal import Journal
-from export.learned import Windows, cross_validated, fit, gold_matrix, losses
+from export.learned import Windows, cross_validated, fit, losses
 from export.pooling import Candidate, compare, elect, pooling
 
 Copy = Callable[[str], Bundle]
@@ -119,7 +119,7 @@ def test_a_row_is_scored_under_weights_that_were_fitted_without_it() -> None:
 def candidate(name: Pooling, wrong: range, nll: float = 0.5) -> Candidate:
     """A pooling that is wrong on some of 400 rows, half of which say "yes"."""
     answers = [1 - row % 2 if row in wrong else row % 2 for row in range(400)]
-    return Candidate(name, answers, scores_of(ROWS, answers, TASK), nll)
+    return Candidate(name, scores_of(ROWS, answers, TASK), nll)
 
 
 ROWS = [Row("x", TASK.labels[row % 2]) for row in range(400)]
@@ -174,8 +174,8 @@ def test_the_heads_of_two_are_two_plain_tasks_with_the_rows_that_tell() -> None:
     rows = [Row("x", "no"), Row("x", entities=()), Row("x", "yes", entities=())]
     found = [Predicted(said(np.zeros((1, 2))).encoded, [np.zeros(2)], [np.zeros((10, 3))]) for _ in rows]
     labels, tags = label_head(rows, found, task), tag_head(rows, found, task)
-    assert (labels.places, labels.task.kind) == ([0, 2], "single-label")
-    assert (tags.places, tags.task.kind, tags.task.labels) == ([1, 2], "token-classification", task.token_labels)
+    assert (labels.rows, labels.task.kind) == ([rows[0], rows[2]], "single-label")
+    assert (tags.rows, tags.task.kind, tags.task.labels) == (rows[1:], "token-classification", task.token_labels)
     assert tags.found[0].logits[0].shape == (10, 3) and label_head(rows, found, TASK).found == found
 
 
