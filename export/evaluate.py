@@ -31,6 +31,7 @@ from export.forms import Stand
 from export.journal import Journal
 from export.long_report import report
 from export.session import open_session, run_of
+from export.telling import read_neutral
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 FORMS = ("onnx_fused", "onnx_int8")
@@ -72,6 +73,8 @@ def main(
         f"[bold]evaluate {manifest.name}[/bold]: {len(rows):,} test rows, {windows:,} windows, pooling "
         f"{manifest.text.pooling}"
     )
+    # Read before anything is measured: a wrong path is told now and not in minutes.
+    texts = read_neutral(neutral) if compare_long and neutral else None
     journal = Journal(folder / "export.log", console)
     # What long texts are read with: the form that is served, or the last where nothing is published yet.
     lead = manifest.published if manifest.published in forms else forms[-1]
@@ -100,7 +103,7 @@ def main(
                     journal,
                     batch_tokens=batch_tokens,
                     baseline=beside,
-                    neutral=neutral,
+                    neutral=texts,
                 )
                 long_texts["seconds"] = round(time.monotonic() - begin, 1)
     reference = "paddle" if paddle else forms[0]

@@ -38,14 +38,14 @@ def report(
     *,
     batch_tokens: int = 4096,
     baseline: Path,
-    neutral: Path | None = None,
+    neutral: telling.Neutral | None = None,
 ) -> dict[str, Any]:
     """Measures a bundle's model on long texts and prints the tables.
 
     Args:
         rows, found: the test split and what the model says of it.
         baseline: the file of `finetune`'s baseline scores; may be missing.
-        neutral: where neutral text is; None leaves the late telling sentence out.
+        neutral: None leaves the late telling sentence out.
 
     Returns:
         ``pooling``, ``weights``, ``stitching``, ``overlap``; ``buckets``, none for a tagger, and ``served``, the way of
@@ -72,12 +72,11 @@ def report(
         console.print(f"  {NO_NEUTRAL}", markup=False)
     elif task.kind == "single-label" and neutral is not None:
         dev = list(read_rows(bundle.path(manifest.splits["dev"].file))) if "dev" in manifest.splits else []
-        texts = telling.read_neutral(neutral)
         with journal.progress("one late telling sentence") as progress:
             late = telling.measure(
-                (rows, found), dev, texts, encoder, run, task, joining, batch_tokens=batch_tokens, progress=progress
+                (rows, found), dev, neutral, encoder, run, task, joining, batch_tokens=batch_tokens, progress=progress
             )
-        record["late"] = {"neutral": str(neutral), **late}
+        record["late"] = {"neutral": neutral.name, **late}
         _show_late(console, record["late"], served_way(joining))
     if task.tags:
         tags = tag_head(rows, found, task)

@@ -37,6 +37,7 @@ class Neutral:
 
     dev: list[str]
     test: list[str]
+    name: str = ""
 
 
 def read_neutral(path: Path) -> Neutral:
@@ -61,7 +62,7 @@ def read_neutral(path: Path) -> Neutral:
         texts = [lines[::2], lines[1::2]]
     if not all(texts):
         raise BundleError(f"{path}: holds no neutral text; give a file of lines or a bundle with dev and test rows")
-    return Neutral(*texts)
+    return Neutral(texts[0], texts[1], str(path))
 
 
 def spread(places: Sequence[int], count: int) -> list[int]:

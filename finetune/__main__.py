@@ -182,7 +182,7 @@ def baseline(
     prepared = prepare(chosen, say)
     path = out / f"{chosen.name}.json"
     basis = {"recipe_sha256": chosen.checksum(), "data_sha256": prepared.data_sha256}
-    if not force and path.is_file() and basis.items() <= json.loads(path.read_text(encoding="utf-8")).items():
+    if not force and _has(path, basis):
         say(f"{path} is up to date with this recipe and data; nothing to do (--force measures anew)")
         return
     train, test, task = labelled(prepared.train, prepared.test, prepared.task)
@@ -210,6 +210,17 @@ def baseline(
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
     say(f"wrote {path}; took {_minutes(time.monotonic() - started)}")
     console.print("next: make tables")
+
+
+def _has(path: Path, basis: dict[str, str]) -> bool:
+    """Whether a results file was measured on this basis; one that cannot be read was not."""
+    import json
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and basis.items() <= record.items()
 
 
 @app.command()

@@ -108,6 +108,17 @@ def test_baselines_stand_beside_the_model_where_they_answered_the_same_rows(tmp_
         read_baselines(path, head)
 
 
+def test_the_baselines_of_two_heads_answered_the_rows_that_have_a_label(tmp_path: Path) -> None:
+    task = Task(kind="multi-task", labels=TASK.labels, token_labels=("O", "B-X", "I-X"))
+    rows = [Row("x", "yes"), Row("y", entities=()), Row("z", "no")]
+    found = [Predicted(item.encoded, item.logits, [np.zeros((1, 3), np.float32)]) for item in FOUND[:3]]
+    head = label_head(rows, found, task)
+    path = tmp_path / "desk.json"
+    record = {"predictions": {"tfidf": ["no", "no"]}, "test_sha256": checksum([rows[0], rows[2]])}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert read_baselines(path, head) == ({"tfidf": [0, 0]}, "")
+
+
 # --- one telling sentence --------------------------------------------------------------------------------------------
 
 
@@ -231,3 +242,17 @@ def test_the_command_measures_every_task_and_writes_a_file(name: str, exported: 
         assert record["documents"]["no_window_holds_short"] == 0
     if "late" in record:
         assert record["late"]["accuracy"]["short"] == 1 and record["late"]["mean_windows"] > 3
+
+
+@pytest.mark.slow
+def test_a_wrong_path_of_neutral_text_is_told_before_anything_is_measured(exported: Copy, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"nope: cannot be read"):
+        main(
+            exported("bert-classes").root,
+            tmp_path,
+            paddle=False,
+            compare_long=True,
+            baseline=None,
+            neutral=tmp_path / "nope",
+        )
+    assert not list(tmp_path.iterdir())
