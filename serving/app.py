@@ -6,6 +6,7 @@ from importlib.resources import as_file, files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, RedirectResponse
@@ -15,7 +16,7 @@ from serving.door import Door, log
 from serving.errors import METHOD, NO_ROUTE, Kind, kind_of, problem, problem_of
 from serving.gateway import Gateway
 from serving.routes import native, operations, stream
-from serving.schemas import PredictRequest, Problem
+from serving.schemas import PredictRequest, Problem, refusal
 
 # The files of Swagger UI, which the package fastapi-swagger carries; nothing else of it is used.
 _ASSETS = {
@@ -56,7 +57,14 @@ def make_app(gateway: Gateway) -> FastAPI:
         headers = dict(error.headers or {})
         return problem(kind, detail, request.state.request_id, headers=headers)
 
+    async def misasked(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        # A parameter's place begins with where it stood: query or path.
+        return await refused(request, refusal({**first, "loc": first["loc"][1:]}, str(first["loc"][0])))
+
     app.add_exception_handler(SlipwayError, refused)
+    app.add_exception_handler(RequestValidationError, misasked)
     app.add_exception_handler(HTTPException, unrouted)
     app.add_middleware(
         Door, telemetry=gateway.telemetry, max_body_bytes=gateway.settings.max_body_bytes, endless=stream.PATH

@@ -5,7 +5,7 @@ A request is parsed strictly: an unknown key, a number in quotes or a wrong type
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -132,7 +132,7 @@ def parse_request(body: bytes) -> PredictRequest:
     try:
         return PredictRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error, "body", lambda field: PredictRequest if "." not in field else TextPair) from None
+        raise refusal(_first(error), "body", lambda field: PredictRequest if "." not in field else TextPair) from None
 
 
 def parse_line(line: bytes) -> StreamItem:
@@ -145,17 +145,23 @@ def parse_line(line: bytes) -> StreamItem:
     try:
         return StreamItem.of(line)
     except ValidationError as error:
-        raise _refusal(error, "line", lambda field: StreamItem) from None
+        raise refusal(_first(error), "line", lambda field: StreamItem) from None
 
 
-def _refusal(error: ValidationError, whole: str, model_of: Callable[[str], type[BaseModel]]) -> RequestError:
+def _first(error: ValidationError) -> Mapping[str, Any]:
+    return error.errors(include_url=False, include_input=False)[0]
+
+
+def refusal(
+    first: Mapping[str, Any], whole: str, model_of: Callable[[str], type[BaseModel]] = lambda field: BaseModel
+) -> RequestError:
     """What pydantic found first, as an error that names the field.
 
     Args:
+        first: the first of its error details.
         whole: how the error names what was read as a whole.
         model_of: the model that a field belongs to, to tell which fields there are.
     """
-    first = error.errors(include_url=False, include_input=False)[0]
     message = first["msg"]
     if first["type"] == "json_invalid":
         return MalformedRequest(whole, message.removeprefix("Invalid JSON: "))

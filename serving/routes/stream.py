@@ -82,7 +82,7 @@ class _Line:
     response_class=Response,
     responses={
         200: {"content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{StreamAnswer.__name__}"}}}},
-        **problems(404, 503),
+        **problems(404, 422, 503),
     },
     summary="Answer a stream of texts, line by line",
     openapi_extra={

@@ -197,3 +197,16 @@ def test_no_answer_in_time_is_504(bundles: Path, tmp_path: Path) -> None:
         problem(httpx.post(server.url + PREDICT, json={"inputs": "好"}), 504, "engine-timeout")
     finally:
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize(("query", "field", "words"), [
+    ("ordered=maybe", "ordered", "valid boolean"),
+    ("top_k=0", "top_k", "greater than or equal to 1"),
+    ("offset_unit=line", "offset_unit", "'codepoint', 'utf16' or 'byte'"),
+])  # fmt: skip
+def test_a_wrong_query_parameter_is_a_problem_that_names_it(
+    http: httpx.Client, query: str, field: str, words: str
+) -> None:
+    found = problem(http.post(f"{PREDICT}/stream?{query}", content=b'"a"'), 422, "invalid-request")
+    assert found["field"] == field and words in found["detail"]
+    assert found.get("limit") == (1 if field == "top_k" else None)
