@@ -234,7 +234,9 @@ class Manifest(Frozen):
     signature: Signature
     scores: dict[str, dict[str, JsonValue]] = Field(default_factory=dict, description="dev, test, baseline …")
     golden: FileRef
-    splits: dict[str, FileRef] = Field(default_factory=dict, description="dev, test and calibration rows, JSONL")
+    splits: dict[str, FileRef] = Field(
+        default_factory=dict, description="dev, test, calibration (and dev_long) rows, JSONL"
+    )
     artifacts: dict[str, Artifact] = Field(default_factory=dict)
     published: str = Field(default="", description="name of the artifact to serve; empty until export has passed")
 

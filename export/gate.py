@@ -42,6 +42,9 @@ REPORT = "gate.json"
 # Rows listed in the report; the count is always of all of them.
 LISTED_ROWS = 50
 
+# The split of dev rows in long neutral text.
+LONG = "dev_long"
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -100,6 +103,11 @@ class DevSplit:
         """What a measurement depends on besides the graph."""
         ref = self.bundle.manifest.splits.get("dev")
         return {"dev_sha256": ref.sha256 if ref else "", "rows": len(self.rows)}
+
+    def long_rows(self) -> list[Row]:
+        """Rows of dev that training has set into long neutral text; none in most bundles."""
+        splits = self.bundle.manifest.splits
+        return list(read_rows(self.bundle.path(splits[LONG].file))) if LONG in splits else []
 
     def predictions(self, key: str, what: str, run: Run, journal: Journal, *, alone: bool) -> list[Predicted]:
         """What a graph says of every row.

@@ -4,6 +4,8 @@ Training chose a pooling by the checkpoint's answers to a sample of dev rows; he
 them, and one more pooling stands for election: ``learned`` (`export.learned`). Its weights are fitted on these very
 rows, so it is scored by cross-validation: every row under weights that were fitted without it.
 
+Where training has set dev rows into long neutral text (`finetune.data.compose`), those choose beside the plain ones.
+
 The rule of the election, where the recipe says ``auto``: the pooling with the highest macro-F1. Of those that are at
 most one row (1 / rows) below it, which is no evidence, the one with the lowest mean negative log-likelihood is taken,
 and of equals the simplest. A stricter rule, the simplest within one standard error of the best, was tried: it takes the
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +34,20 @@ from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.manifest import Artifact, Joining, Manifest, Pooling, Stitching, Task
 from bundle.metrics import best_thresholds
-from bundle.predict import Run, answers_of, gold_matrix, scores_of, thresholds_of
+from bundle.predict import (
+    Predicted,
+    Run,
+    answers_of,
+    encode_rows,
+    gold_matrix,
+    predict,
+    scores_of,
+    thresholds_of,
+)
 from bundle.rows import Row
 from export.artifact import identity, source_of
 from export.documents import answer, joined
-from export.gate import DevSplit
+from export.gate import LONG, DevSplit
 from export.heads import Head, label_head, tag_head
 from export.journal import Journal
 from export.learned import MIN_ROWS, cross_validated, fit, losses, several
@@ -78,6 +90,8 @@ def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = Fa
     # What the recipe asks for travels with the checkpoint; bundles from before there was a choice say nothing.
     recipe = str(manifest.artifacts["paddle"].details.get(KEY, "auto"))
     settings: dict[str, JsonValue] = {"pass": 2, "graph": identity(source), "recipe": recipe, **dev.fingerprint}
+    if LONG in manifest.splits:
+        settings[LONG] = manifest.splits[LONG].sha256
     known = source.details.get(KEY)
     standing = {"settings": settings, "chosen": _standing(manifest)}
     if not force and isinstance(known, dict) and standing.items() <= known.items():
@@ -90,7 +104,9 @@ def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = Fa
     record: dict[str, JsonValue] = {"settings": settings, "rows": len(dev.rows)}
     if task.classifies:
         found = dev.predictions_of(SOURCE, journal, bundle)
-        head = label_head(dev.rows, found, task)
+        long, answers = _long(dev, manifest, bundle.path(source.file), journal)
+        head = label_head([*dev.rows, *long], [*found, *answers], task)
+        record["long_rows"] = len(long)
         joining, facts = _pooling(head, text.joining, recipe, journal)
         text = text.model_copy(update={"pooling": joining.pooling, "pooling_weights": joining.weights})
         record |= facts
@@ -116,6 +132,20 @@ def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = Fa
     return bundle.save(chosen.model_copy(update={"artifacts": artifacts}))
 
 
+def _long(dev: DevSplit, manifest: Manifest, graph: Path, journal: Journal) -> tuple[list[Row], list[Predicted]]:
+    """The dev rows in long neutral text, and what the fused graph says of them.
+
+    Rows that fit one window cannot tell poolings apart. A model that is taught to find a short row in a long text is
+    to be read as it will be used, so such texts are among those that choose.
+    """
+    rows = dev.long_rows()
+    if not rows:
+        return [], []
+    run = run_of(open_session(graph), manifest.signature)
+    with journal.progress(f"{len(rows)} dev rows in long neutral text") as progress:
+        return rows, predict(encode_rows(rows, dev.encoder), dev.encoder, run, progress=progress)
+
+
 def _standing(manifest: Manifest) -> dict[str, JsonValue]:
     """What the manifest says about joining, as it is recorded."""
     return {**manifest.text.joining.model_dump(mode="json"), "thresholds": list(manifest.task.thresholds)}
@@ -131,7 +161,7 @@ def _pooling(head: Head, now: Joining, recipe: str, journal: Journal) -> tuple[J
     candidates, weights = compare(head)
     if recipe == "auto":
         best = elect(candidates, head.rows)
-        reason = f"{several_windows} of {len(head.rows)} dev rows have several windows"
+        reason = f"{several_windows} of {len(head.rows)} rows have several windows"
     elif recipe == "learned":
         best, reason = ("learned", "as the recipe says") if weights else (elect(candidates, head.rows), TOO_FEW)
     else:

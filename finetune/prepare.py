@@ -14,7 +14,7 @@ from bundle.encode import Encoder
 from bundle.errors import DataError
 from bundle.manifest import FileRef, Pooling, Source, Task, TaskKind, TextSpec, bio_labels
 from bundle.rows import Row, row_to_json
-from finetune.data.compose import hide, join
+from finetune.data.compose import hide, join, plain
 from finetune.data.named import NAMED, load_named
 from finetune.data.readers import Need, ReadReport, read_file
 from finetune.data.splits import deduplicate, sample, split, text_key
@@ -25,6 +25,10 @@ Say = Callable[[str], None]
 
 # Neutral text around a hidden row, in windows, at most.
 NEUTRAL_WINDOWS = 3
+# Rows of dev that are hidden as those of train are, for export to choose the pooling by.
+LONG_ROWS = 500
+# Of a file of neutral lines, one in so many is kept for those.
+HELD_OUT = 10
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Prepared:
     Attributes:
         train, dev, test: de-duplicated rows; train is the recipe's sample.
         lessons: what is trained on: train, and what `finetune.data.compose` makes of it.
+        dev_long: rows of dev set into neutral text that training does not see; empty where the recipe names none.
         dev_watch, dev_sample, test_sample: the parts of dev and test that are measured while and after training.
         data_sha256: of all rows in their order; a changed data file means a new run.
     """
@@ -51,6 +56,7 @@ class Prepared:
     source: Source
     data_sha256: str
     lessons: list[Row]
+    dev_long: list[Row]
 
 
 def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
@@ -83,6 +89,7 @@ def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
         raise DataError(
             f"text.max_tokens is {recipe.text.max_tokens}, but {base.source.name} has {positions} positions"
         )
+    lessons, dev_long = _lessons(recipe, train, dev, say, cache)
     dev_sample = dev if recipe.data.dev_rows is None else sample(dev, recipe.data.dev_rows, seed)
     test_sample = test if recipe.data.test_rows is None else sample(test, recipe.data.test_rows, seed)
     return Prepared(
@@ -98,12 +105,15 @@ def prepare(recipe: Recipe, say: Say, cache: Path | None = None) -> Prepared:
         test_sample,
         source,
         _checksum((train, dev, test)),
-        _lessons(recipe, train, say, cache),
+        lessons,
+        dev_long,
     )
 
 
-def _lessons(recipe: Recipe, train: list[Row], say: Say, cache: Path | None) -> list[Row]:
-    """The rows that are trained on.
+def _lessons(
+    recipe: Recipe, train: list[Row], dev: list[Row], say: Say, cache: Path | None
+) -> tuple[list[Row], list[Row]]:
+    """The rows that are trained on, and the long rows of dev.
 
     Raises:
         DataError: the neutral text is neither a named data set nor a file with lines.
@@ -111,27 +121,38 @@ def _lessons(recipe: Recipe, train: list[Row], say: Say, cache: Path | None) -> 
     data, seed = recipe.data, recipe.train.seed
     # Most characters are a token each; a lesson that is a little longer than a window simply has two.
     characters = recipe.text.max_tokens - 2
-    lessons = train
+    lessons, dev_long = train, []
     if data.join_share:
         lessons = join(train, data.join_share, characters, seed)
         say(f"lessons: {data.join_share:.0%} of the tagged rows are joined to texts of a window")
     if data.neutral is not None:
-        around = NEUTRAL_WINDOWS * characters
-        lessons = hide(train, _neutral(data.neutral, say, cache), data.neutral_share, around, seed)
-        say(f"lessons: {data.neutral_share:.0%} of the rows stand in longer text of {Path(data.neutral).name}")
-    return lessons
+        around, name = NEUTRAL_WINDOWS * characters, Path(data.neutral).name
+        known, held_out = _neutral(data.neutral, say, cache)
+        lessons = hide(train, known, data.neutral_share, around, seed)
+        say(f"lessons: {data.neutral_share:.0%} of the rows stand in longer text of {name}")
+        dev_long = plain(hide(sample(dev, LONG_ROWS, seed), held_out, 1.0, around, seed))
+        say(f"dev_long: {len(dev_long)} dev rows stand in other text of {name}; export chooses the pooling by them too")
+    return lessons, dev_long
 
 
-def _neutral(name: str, say: Say, cache: Path | None) -> list[str]:
+def _neutral(name: str, say: Say, cache: Path | None) -> tuple[list[str], list[str]]:
+    """Neutral texts for train and others for dev."""
     if name in NAMED:
-        return [row.text for row in load_named(name, cache, report=say).train]
-    try:
-        texts = [line.strip() for line in Path(name).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.neutral: {name}: neither a named data set nor a file of lines: {error}") from error
+        named = load_named(name, cache, report=say)
+        texts = [row.text for row in named.train]
+        held_out = [row.text for row in named.dev or []]
+    else:
+        try:
+            lines = [line.strip() for line in Path(name).read_text(encoding="utf-8-sig").split("\n")]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"data.neutral: {name}: neither a named data set nor a file of lines: {error}") from error
+        texts, held_out = [line for line in lines if line], []
     if not texts:
         raise DataError(f"data.neutral: {name}: holds no text")
-    return texts
+    if not held_out:
+        held_out = texts[::HELD_OUT]
+        texts = [text for place, text in enumerate(texts) if place % HELD_OUT] or held_out
+    return texts, held_out
 
 
 def text_spec(recipe: Recipe, base: BaseModel, pooling: Pooling = "mean") -> TextSpec:

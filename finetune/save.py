@@ -69,7 +69,10 @@ def save(
         [golden_of(p, prepared.encoder, row.text, row.pair) for row, p in zip(rows, predicted, strict=True)],
     )
     calibration = sample(prepared.lessons, CALIBRATION_ROWS, prepared.recipe.train.seed)
-    for name, split in (("dev", prepared.dev), ("test", prepared.test), ("calibration", calibration)):
+    splits = {"dev": prepared.dev, "test": prepared.test, "calibration": calibration}
+    if prepared.dev_long:
+        splits["dev_long"] = prepared.dev_long
+    for name, split in splits.items():
         write_rows(folder / "splits" / f"{name}.jsonl", split)
     weights = _refer(folder, "paddle/model_state.pdparams")
     manifest = Manifest(
@@ -80,7 +83,7 @@ def save(
         signature=signature_of(prepared.task),
         scores=scores,
         golden=_refer(folder, "golden.jsonl"),
-        splits={name: _refer(folder, f"splits/{name}.jsonl") for name in ("dev", "test", "calibration")},
+        splits={name: _refer(folder, f"splits/{name}.jsonl") for name in splits},
         artifacts={
             "paddle": Artifact(
                 file=weights.file,

@@ -13,10 +13,10 @@ from scipy.optimize import check_grad
 
 from bundle.decode import FEATURES, POOLINGS, FloatArray
 from bundle.encode import Encoded, Window
-from bundle.folder import Bundle, open_bundle
-from bundle.manifest import Artifact, Joining, Pooling, Task
-from bundle.predict import Predicted, gold_matrix, metrics_of, scores_of
-from bundle.rows import Entity, Row
+from bundle.folder import Bundle, open_bundle, sha256_of
+from bundle.manifest import Artifact, FileRef, Joining, Pooling, Task
+from bundle.predict import Predicted, answers_of, gold_matrix, metrics_of, scores_of
+from bundle.rows import Entity, Row, write_rows
 from export.documents import joined
 from export.gate import DevSplit, gate
 from export.heads import label_head, tag_head
@@ -276,3 +276,25 @@ def test_rows_of_one_window_leave_nothing_to_choose(copied: Copy, tmp_path: Path
     dev.rows = [row for row in dev.rows if len(row.text) < 20]
     bundle = pooling(bundle, Journal(tmp_path / "export.log", Console(file=words, width=200)), dev)
     assert "every dev row has one window" in words.getvalue() and bundle.manifest.text.pooling == "lead"
+
+
+@pytest.mark.slow
+def test_dev_rows_in_long_neutral_text_choose_too(copied: Copy, journal: Journal) -> None:
+    bundle = copied("bert-classes")
+    dev = DevSplit(bundle)
+    found = dev.predictions_of("onnx_fused", journal, bundle)
+    long = [place for place, item in enumerate(found) if len(item.logits) > 1]
+    first = answers_of([found[place] for place in long], bundle.manifest.task, Joining(pooling="first"))
+    labels = bundle.manifest.task.labels
+    said_first = [Row(dev.rows[place].text, labels[answer]) for place, answer in zip(long, first, strict=True)]
+    file = bundle.path("splits/dev_long.jsonl")
+    write_rows(file, said_first)
+    ref = FileRef(file="splits/dev_long.jsonl", sha256=sha256_of(file), bytes=file.stat().st_size)
+    splits = {**bundle.manifest.splits, "dev_long": ref}
+    bundle = bundle.save(bundle.manifest.model_copy(update={"splits": splits}))
+    dev = DevSplit(bundle)
+    dev.rows = [row for row in dev.rows if len(row.text) < 20]  # of one window each: alone they choose nothing
+    record = pooling(bundle, journal, dev).manifest.artifacts["onnx_fused"].details["pooling"]
+    assert isinstance(record, dict) and isinstance(record["candidates"], dict)
+    assert record["long_rows"] == record["rows_with_several_windows"] == len(long)
+    assert record["candidates"]["first"]["accuracy"] == 1 > record["candidates"]["mean"]["accuracy"]

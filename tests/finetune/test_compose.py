@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.rows import Entity, Row
-from finetune.data.compose import hide, join, tells
+from finetune.data.compose import hide, join, plain, tells
 
 SENTENCES = [Row(f"{n}张三在北京。", entities=(Entity(len(str(n)), len(str(n)) + 2, "PER"),)) for n in range(60)]
 REVIEWS = [Row(f"{n}很好", "好") for n in range(60)]
@@ -47,6 +47,14 @@ def test_a_hidden_row_keeps_its_label_and_its_place_is_known(share: float, chara
             assert len(lesson.text) <= len(row.text) + characters + 2
             rest = lesson.text[:start] + lesson.text[end:]
             assert "很好" not in rest
+
+
+def test_hidden_rows_often_stand_at_the_beginning_or_the_end() -> None:
+    spans = [(lesson, lesson.spans[0]) for lesson in hide(REVIEWS * 20, NEUTRAL, 1.0, 300, 1)]
+    first = sum(start == 0 for _, (start, _, _) in spans) / len(spans)
+    last = sum(end == len(lesson.text) for lesson, (_, end, _) in spans) / len(spans)
+    assert 0.1 < first < 0.35 and 0.2 < last < 0.45
+    assert all(row.entities is None for row in plain(lesson for lesson, _ in spans))
 
 
 def test_a_window_tells_if_it_holds_enough_of_the_row() -> None:

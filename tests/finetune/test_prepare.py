@@ -142,3 +142,20 @@ def test_pairs_need_a_second_column_and_other_tasks_take_none(tmp_path: Path) ->
         project(tmp_path / "a", ROWS, task="text-pair")
     with pytest.raises(RecipeError, match=r"data\.pair is for text-pair recipes"):
         project(tmp_path / "b", ROWS, 'pair = "other"')
+
+
+def test_dev_rows_are_set_into_neutral_text_that_training_does_not_see(tmp_path: Path) -> None:
+    # Each line is a character of its own, so that a text shows which lines it was made of.
+    lines = [chr(0x4E00 + number) * 60 for number in range(40)]
+    (tmp_path / "neutral.txt").write_text("\n".join(lines), encoding="utf-8")
+    prepared = project(tmp_path, ROWS, 'dev = 0.2\ntest = 12\nneutral = "neutral.txt"\nneutral_share = 0.5')
+    around = {line[0] for line in lines}
+    taught = {character for row in prepared.lessons for character in row.text} & around
+    tried = {character for row in prepared.dev_long for character in row.text} & around
+    assert taught and tried and not taught & tried
+    assert len(prepared.dev_long) == len(prepared.dev) and all(row.entities is None for row in prepared.dev_long)
+    assert {row.label for row in prepared.dev_long} == {"好", "坏"}
+
+
+def test_without_neutral_text_there_are_no_long_rows(tmp_path: Path) -> None:
+    assert project(tmp_path, ROWS).dev_long == []
