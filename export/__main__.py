@@ -5,6 +5,8 @@ This file only orders the steps and tells about them; each step is a function in
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -231,12 +233,43 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
     console.print(served, highlight=False)
 
 
+@app.command(epilog="Example: python -m export validate artifacts/news --repository model_repository")
+def validate(
+    folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")],
+    repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
+    triton_url: Annotated[
+        str, typer.Option(help="host:port (gRPC) of a Triton that runs elsewhere, such as NVIDIA's container.")
+    ] = "",
+) -> None:
+    """Starts a real Triton on the repository, sends it the bundle's golden rows and compares."""
+    from importlib.util import find_spec
+
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle
+
+    console = Console()
+    try:
+        bundle = open_bundle(bundle_folder(folder), verify=False)
+    except SlipwayError as error:
+        _complain(console, error)
+        raise typer.Exit(1) from error
+    if find_spec("tritonclient") is None or find_spec("pydantic_settings") is None:
+        _complain(console, "validate needs the serving room's packages: pip install -r requirements/serving.txt")
+        raise typer.Exit(1)
+    # The rooms do not import each other; what serves the repository is what proves it, in a process of its own.
+    command = [sys.executable, "-m", "serving", "check", "--engine", "triton", "--bundles", str(bundle.root)]
+    command += ["--model-repository", str(repository), *(["--triton-url", triton_url] if triton_url else [])]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
 def bundle_folder(folder: Path) -> Path:
     """The bundle itself: the folder given, or the ``bundle`` folder inside it."""
     return folder / "bundle" if not (folder / "bundle.json").is_file() else folder
 
 
-def _complain(console: Console, error: Exception) -> None:
+def _complain(console: Console, error: Exception | str) -> None:
     # The sentence may hold brackets that are no markup, and paths that must stay in one piece.
     console.print("error:", style="red", end=" ")
     console.print(str(error), markup=False, highlight=False, soft_wrap=True)

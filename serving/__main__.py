@@ -8,9 +8,12 @@ import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve exported bundles over HTTP.")
 
@@ -44,30 +47,18 @@ def run(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve every exported bundle until Ctrl-C or SIGTERM."""
-    from pydantic import ValidationError
-
     from bundle.errors import SlipwayError
-    from serving.settings import Settings
 
-    given = {
-        "engine": engine,
-        "host": host,
-        "port": port,
-        "bundles": bundles,
-        "model_repository": model_repository,
-        "triton_url": triton_url,
-        "threads": threads,
-    }
-    try:
-        values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        settings = Settings(**values)
-        logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        _give_up(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']} (it is {first['input']!r})")
-    except ValueError as error:
-        _give_up(str(error))
-
+    settings = _settings(
+        log_level,
+        engine=engine,
+        host=host,
+        port=port,
+        bundles=bundles,
+        model_repository=model_repository,
+        triton_url=triton_url,
+        threads=threads,
+    )
     from serving.gateway import Gateway
     from serving.server import serve
 
@@ -76,6 +67,46 @@ def run(
             asyncio.run(serve(Gateway(settings), listener, log_level, typer.echo))
     except SlipwayError as error:
         _give_up(str(error))
+
+
+@app.command(epilog="Example: python -m serving check --bundles artifacts/news")
+def check(
+    engine: Annotated[str | None, typer.Option(help="triton (default) or onnx.")] = None,
+    bundles: Annotated[Path | None, typer.Option(help="A bundle or a folder of bundles; default artifacts.")] = None,
+    model_repository: Annotated[Path | None, typer.Option(help="Triton's folder of models.")] = None,
+    triton_url: Annotated[str | None, typer.Option(help="host:port (gRPC) of a Triton elsewhere.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one computation; 0: all cores.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
+) -> None:
+    """Start the engine, pass every model's golden rows through it, and stop; exit status 1 if it computes otherwise."""
+    from bundle.errors import SlipwayError
+
+    settings = _settings(
+        log_level,
+        engine=engine,
+        bundles=bundles,
+        model_repository=model_repository,
+        triton_url=triton_url,
+        threads=threads,
+    )
+    from serving.gateway import Gateway
+
+    async def start_and_stop(gateway: Gateway) -> None:
+        await gateway.start(lambda sentence: typer.echo(f"  {sentence}"))
+        typer.echo(f"  {gateway.engine.describe()}")
+        await gateway.stop()
+
+    gateway = Gateway(settings)
+    try:
+        asyncio.run(start_and_stop(gateway))
+    except SlipwayError as error:
+        _give_up(str(error))
+    for name, parity in gateway.measured.items():
+        typer.echo(
+            f"{name}: {parity.rows} golden rows in {parity.windows} windows; logits differ by at most "
+            f"{parity.max_abs:.2g} (mean {parity.mean_abs:.1g}, allowed {parity.tolerance:.2g}); "
+            f"{parity.label_agreement:.1%} of the rows are answered as recorded"
+        )
 
 
 @app.command()
@@ -119,6 +150,22 @@ def try_rules(
         typer.echo(
             f"  rule {effect.rule}: fired on {effect.fired} rows, mended {effect.mended}, broke {effect.broken}{hurts}"
         )
+
+
+def _settings(log_level: str, **given: Any) -> Settings:
+    """The settings, with the options that were given; ends the program where one is wrong."""
+    from pydantic import ValidationError
+
+    from serving.settings import Settings
+
+    try:
+        logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return Settings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        _give_up(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']} (it is {first['input']!r})")
+    except ValueError as error:
+        _give_up(str(error))
 
 
 @contextlib.contextmanager

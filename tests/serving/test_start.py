@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -120,6 +121,23 @@ def test_a_script_that_triton_cannot_load_refuses_the_start_with_tritons_words(b
 
     said = refusal(tmp_path, "--engine", "triton", "--bundles", str(bundles), "--model-repository", str(repository))
     assert "broken on purpose" in said and "triton.log" in said
+
+
+@pytest.mark.slow
+def test_validate_proves_a_repository_on_a_real_triton_and_refuses_another_graph(bundles: Path, tmp_path: Path) -> None:
+    def validate(bundle: Path, repository: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "export", "validate", str(bundle), "--repository", str(repository)]
+        environment = {**os.environ, "SLIPWAY_LOG_FOLDER": str(tmp_path)}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+
+    proved = validate(bundles / "news", bundles.parent / "model_repository")
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+    assert "100.0% of the rows are answered as recorded" in proved.stdout
+
+    shutil.copytree(bundles.parent / "model_repository", tmp_path / "older")
+    write_repository(make_bundle(tmp_path / "other", "news", "single-label", seed=1), tmp_path / "older")
+    refused = validate(bundles / "news", tmp_path / "older")
+    assert refused.returncode == 1 and "newer than the repository" in refused.stderr
 
 
 @pytest.mark.slow
