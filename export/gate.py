@@ -69,17 +69,28 @@ class Measured:
     answers: list[object]
 
 
+def spread(places: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of them, evenly spread."""
+    if len(places) <= count:
+        return list(places)
+    return [places[index] for index in np.linspace(0, len(places) - 1, count).round().astype(int)]
+
+
 @dataclass
 class DevSplit:
     """The dev rows of a bundle, encoded once, and what graphs said of them in this process.
 
     Args:
         limit: use at most so many rows, evenly spread; 0 means all of them.
+        also: places of rows in the split that are used in any case.
+        rows, places: the rows, and where each stands in the split.
     """
 
     bundle: Bundle
     limit: int = 0
+    also: Sequence[int] = ()
     rows: list[Row] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     _encoded: list[Encoded] = field(default_factory=list)
     _known: dict[str, list[Predicted]] = field(default_factory=dict)
 
@@ -87,9 +98,9 @@ class DevSplit:
         self.encoder = Encoder.of(self.bundle)
         if "dev" in self.bundle.manifest.splits:
             rows = list(read_rows(self.bundle.path(self.bundle.manifest.splits["dev"].file)))
-            if self.limit and len(rows) > self.limit:
-                rows = [rows[index] for index in np.linspace(0, len(rows) - 1, self.limit).round().astype(int)]
-            self.rows = rows
+            chosen = set(self.also) | set(spread(range(len(rows)), self.limit or len(rows)))
+            self.places = sorted(chosen)
+            self.rows = [rows[place] for place in self.places]
 
     @property
     def encoded(self) -> list[Encoded]:
@@ -108,6 +119,18 @@ class DevSplit:
         """Rows of dev that training has set into long neutral text; none in most bundles."""
         splits = self.bundle.manifest.splits
         return list(read_rows(self.bundle.path(splits[LONG].file))) if LONG in splits else []
+
+    def wider(self, limit: int) -> DevSplit:
+        """At least so many rows, these among them; this split itself where it holds as many as there are."""
+        if not self.limit or self.limit >= limit:
+            return self
+        return DevSplit(self.bundle, limit, self.places)
+
+    def take(self, wider: DevSplit) -> None:
+        """Keeps what a graph said of these rows when it was asked for a wider split."""
+        for key, found in wider._known.items() if wider is not self else ():
+            said = dict(zip(wider.places, found, strict=True))
+            self._known.setdefault(key, [said[place] for place in self.places])
 
     def predictions(self, key: str, what: str, run: Run, journal: Journal, *, alone: bool) -> list[Predicted]:
         """What a graph says of every row.

@@ -21,6 +21,7 @@ from bundle.folder import open_bundle
 from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, Progress, Run, answers_of, encode_rows, predict
 from bundle.rows import SEPARATOR, Row, read_rows
+from export.gate import spread
 from export.heads import label_head
 from export.long import HEAD, mcnemar, right_of, served_way, ways_of
 from export.pooling import compare, elect
@@ -63,13 +64,6 @@ def read_neutral(path: Path) -> Neutral:
     if not all(texts):
         raise BundleError(f"{path}: holds no neutral text; give a file of lines or a bundle with dev and test rows")
     return Neutral(texts[0], texts[1], str(path))
-
-
-def spread(places: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of them, evenly spread."""
-    if len(places) <= count:
-        return list(places)
-    return [places[index] for index in np.linspace(0, len(places) - 1, count).round().astype(int)]
 
 
 def late(rows: Sequence[Row], neutral: Sequence[str], characters: int) -> list[Row]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -123,6 +124,21 @@ def test_fewer_dev_rows_are_spread_over_the_split_and_counted(copied: Copy, jour
     bundle = gate(bundle, journal, few, MILD)
     found = bundle.manifest.artifacts["onnx_int8"].quality
     assert found is not None and found.rows == 5
+
+
+@pytest.mark.slow
+def test_what_a_graph_said_of_more_rows_is_known_of_those_among_them(copied: Copy, journal: Journal) -> None:
+    bundle = copied("bert-classes")
+    few = DevSplit(bundle, 5)
+    wide = few.wider(12)
+    assert len(wide.rows) >= 12 and set(few.places) <= set(wide.places) and few.wider(3) is few
+    wide.predictions_of("onnx_fused", journal, bundle)
+    few.take(wide)
+    known = few.predictions_of("onnx_fused", journal, bundle)
+    alone = DevSplit(bundle, 5).predictions_of("onnx_fused", journal, bundle)
+    for one, other in zip(known, alone, strict=True):
+        assert one.encoded.text == other.encoded.text
+        np.testing.assert_allclose(np.stack(one.logits), np.stack(other.logits), atol=1e-5)
 
 
 @pytest.mark.slow
