@@ -24,9 +24,9 @@ from finetune.recipe import Recipe
 Say = Callable[[str], None]
 
 # Neutral text around a hidden row, in windows, at most.
-NEUTRAL_WINDOWS = 3
+NEUTRAL_WINDOWS = 4
 # Rows of dev that are hidden as those of train are, for export to choose the pooling by.
-LONG_ROWS = 500
+LONG_ROWS = 1000
 # Of a file of neutral lines, one in so many is kept for those.
 HELD_OUT = 10
 
@@ -128,9 +128,10 @@ def _lessons(
     if data.neutral is not None:
         around, name = NEUTRAL_WINDOWS * characters, Path(data.neutral).name
         known, held_out = _neutral(data.neutral, say, cache)
-        lessons = hide(train, known, data.neutral_share, around, seed)
+        lessons = hide(train, known, data.neutral_share, around, seed, at_end=data.neutral_end)
         say(f"lessons: {data.neutral_share:.0%} of the rows stand in longer text of {name}")
-        dev_long = plain(hide(sample(dev, LONG_ROWS, seed), held_out, 1.0, around, seed))
+        some = sample(dev, LONG_ROWS, seed)
+        dev_long = plain(hide(some, held_out, 1.0, around, seed, at_end=data.neutral_end))
         say(f"dev_long: {len(dev_long)} dev rows stand in other text of {name}; export chooses the pooling by them too")
     return lessons, dev_long
 

@@ -63,6 +63,9 @@ class Data(Strict):
     neutral_share: float = Field(
         default=0.4, gt=0, le=1, description="share of the train rows that are set into such text"
     )
+    neutral_end: float = Field(
+        default=0.3, ge=0, le=1, description="share of these that stand at the end, as in the texts to be served"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -17,9 +17,9 @@ from bundle.rows import SEPARATOR, Entity, Row, join_rows
 TELLING = "telling"
 # Code points of a long row that are enough to tell its label.
 ENOUGH = 40
-# Shares of the hidden rows that stand at the very beginning and at the very end of their text; a place drawn evenly
-# would almost never be either, and a model that has not seen them there is unsure of them.
-AT_START, AT_END = 0.2, 0.3
+# Share of the other hidden rows that stand at the very beginning of their text; a place drawn evenly would almost never
+# be that, and a model that has not seen them there is unsure of them.
+AT_START = 0.3
 
 
 def join(rows: Sequence[Row], share: float, characters: int, seed: int) -> list[Row]:
@@ -51,7 +51,9 @@ def join(rows: Sequence[Row], share: float, characters: int, seed: int) -> list[
     return result
 
 
-def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: int, seed: int) -> list[Row]:
+def hide(
+    rows: Sequence[Row], neutral: Sequence[str], share: float, characters: int, seed: int, *, at_end: float = 0.3
+) -> list[Row]:
     """Sets a share of the rows into longer neutral text, where most windows tell nothing.
 
     A model that answers evenly where nothing is told lets the window that tells something decide ("outlier exposure",
@@ -61,6 +63,8 @@ def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: 
         neutral: texts that tell nothing of the labels.
         share: 0 to 1, of the rows.
         characters: code points of neutral text around a row, at most.
+        at_end: 0 to 1, share of the hidden rows that stand at the very end of their text; of the others `AT_START` at
+            the very beginning and the rest anywhere.
 
     Returns:
         as many rows; the hidden ones have an entity `TELLING` where the row itself stands.
@@ -80,7 +84,7 @@ def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: 
             result.append(row)
             continue
         length = dice.randint(0, characters)
-        before = _before(length, dice)
+        before = _before(length, at_end, dice)
         head, tail = some(before), some(length - before)
         text = (head + SEPARATOR if head else "") + row.text + (SEPARATOR + tail if tail else "")
         start = len(head) + len(SEPARATOR) if head else 0
@@ -88,12 +92,11 @@ def hide(rows: Sequence[Row], neutral: Sequence[str], share: float, characters: 
     return result
 
 
-def _before(length: int, dice: random.Random) -> int:
+def _before(length: int, at_end: float, dice: random.Random) -> int:
     """How many of the neutral code points stand before a row."""
-    place = dice.random()
-    if place < AT_START:
-        return 0
-    return length if place >= 1 - AT_END else dice.randint(0, length)
+    if dice.random() < at_end:
+        return length
+    return 0 if dice.random() < AT_START else dice.randint(0, length)
 
 
 def plain(rows: Iterable[Row]) -> list[Row]:
