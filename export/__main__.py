@@ -65,6 +65,7 @@ EXAMPLES = """[bold]Examples[/bold]
   python -m export run artifacts/news --only fuse --force
   python -m export run artifacts/news --only pooling --force
   python -m export run artifacts/ner --max-drop 0.005 --dev-rows 300
+  python -m export gate artifacts/news
   python -m export run artifacts/news --backend onnxruntime --repository /srv/models
 """
 
@@ -122,16 +123,21 @@ def _open(
 
     The gate's tolerances are the recipe's, which travel with the trained checkpoint, unless options say otherwise.
     """
+    from dataclasses import asdict
+
     from bundle.folder import open_bundle
     from export.gate import DevSplit, Tolerance
 
     bundle = open_bundle(root, verify=False)
     bundle.verify(["paddle"])
     given = bundle.manifest.artifacts["paddle"].details
-    usual = Tolerance()
+    options = {"max_drop": max_drop, "min_agreement": min_agreement}
+    usual = asdict(Tolerance())
     tolerance = Tolerance(
-        float(str(given.get("max_drop", usual.max_drop))) if max_drop is None else max_drop,
-        float(str(given.get("min_agreement", usual.min_agreement))) if min_agreement is None else min_agreement,
+        **{
+            name: float(str(given.get(name, value))) if (option := options.get(name)) is None else option
+            for name, value in usual.items()
+        }
     )
     return bundle, DevSplit(bundle, dev_rows), tolerance
 
@@ -231,12 +237,36 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
     console.print(served, highlight=False)
 
 
+@app.command()
+def gate(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")]) -> None:
+    """Prints what the gate found when it last judged INT8: classes, lengths, changed rows, layers."""
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle
+    from export.gate import REPORT, read_report
+    from export.gate_report import show_report
+
+    console = Console()
+    try:
+        bundle = open_bundle(bundle_folder(folder), verify=False)
+    except SlipwayError as error:
+        _complain(console, error)
+        raise typer.Exit(1) from error
+    report = read_report(bundle)
+    if not report:
+        _complain(console, f"{bundle.path(REPORT)}: no report yet; python -m export run {folder} --only gate writes it")
+        raise typer.Exit(1)
+    show_report(console, report)
+    console.print(f"published: {report.get('published', '')}", highlight=False)
+
+
 def bundle_folder(folder: Path) -> Path:
     """The bundle itself: the folder given, or the ``bundle`` folder inside it."""
     return folder / "bundle" if not (folder / "bundle.json").is_file() else folder
 
 
-def _complain(console: Console, error: Exception) -> None:
+def _complain(console: Console, error: Exception | str) -> None:
     # The sentence may hold brackets that are no markup, and paths that must stay in one piece.
     console.print("error:", style="red", end=" ")
     console.print(str(error), markup=False, highlight=False, soft_wrap=True)

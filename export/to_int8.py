@@ -30,8 +30,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +42,16 @@ from bundle.encode import Encoded, WindowRow, pad
 from bundle.errors import ConversionFailed
 from bundle.folder import Bundle
 from bundle.machine import has_vnni
-from bundle.manifest import Signature
+from bundle.manifest import Signature, Task
 from bundle.predict import Predicted, Progress, agreement, answers_of, batches, encode_rows, predict
-from bundle.rows import read_rows
+from bundle.rows import Row, read_rows
 from export.artifact import adopt, is_current, source_of, workplace
 from export.fuse import architecture_of
-from export.gate import DevSplit, Measured, Tolerance, headlines, judge
+from export.gate import DevSplit, Measured, Tolerance, headlines
 from export.graph import CONTRIB, Array, Graph, attribute
 from export.journal import Journal
 from export.parity import GoldenRows, check_session
+from export.products import product_errors, wrong_products
 from export.session import open_session, run_of, run_outputs
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Candidate:
     model: onnx.ModelProto
     products: int
     error: float = 0.0
-    agreement: float = 0.0
+    agreement: dict[str, float] = field(default_factory=dict)
     milliseconds: float = 0.0
     measured: Measured | None = None
     reasons: tuple[str, ...] = ()
@@ -143,7 +144,7 @@ class Candidate:
             "scheme": self.scheme.name,
             "integer_products": self.products,
             "calibration_mean_abs": self.error,
-            "calibration_agreement": self.agreement,
+            "calibration_agreement": dict(self.agreement),
             "ms_per_window": self.milliseconds,
         }
         if self.measured:
@@ -168,10 +169,9 @@ def to_int8(
     source = source_of(bundle, SOURCE)
     calibration = bundle.manifest.splits.get("calibration") or bundle.manifest.splits.get("dev")
     settings: dict[str, JsonValue] = {
-        "pass": 2,
+        "pass": 3,
         "calibration_sha256": calibration.sha256 if calibration else "",
-        "max_drop": tolerance.max_drop,
-        "min_agreement": tolerance.min_agreement,
+        **asdict(tolerance),
         **dev.fingerprint,
     }
     if not force and is_current(bundle, NAME, SOURCE, settings):
@@ -222,7 +222,8 @@ def _choose(bench: Bench, dev: DevSplit, tolerance: Tolerance, journal: Journal)
     for item in tried:
         journal.say(
             f"    {item.scheme.name}: {item.products} integer products, calibration rows answered as fp32 "
-            f"{item.agreement:.2%}, mean difference of a logit {item.error:.4f}, {item.milliseconds:.2f} ms a window"
+            f"{_shares(item.agreement)}, mean difference of a logit {item.error:.4f}, "
+            f"{item.milliseconds:.2f} ms a window"
         )
     journal.say(f"    fp32: {bench.fp32_milliseconds:.2f} ms a window")
     if not dev.rows:
@@ -271,7 +272,7 @@ class Bench:
         wanted = PER_LAYER * int(str(architecture_of(bundle)["layers"]))
         if len(self.sites) != wanted:
             raise ConversionFailed("to_int8", f"{len(self.sites)} products can become integer, {wanted} were expected")
-        self.encoded = self._calibration_rows(golden)
+        self.rows, self.encoded = self._calibration_rows(golden)
         # A text's windows differ little from each other; all of them are kept together, so that rows can be compared.
         self.windows = [self.encoder.row(item, index) for item in self.encoded for index in range(len(item.windows))]
         self._fp32_session = open_session(fused.SerializeToString())
@@ -282,19 +283,21 @@ class Bench:
                 fused, self.sites, self.windows, self.signature, bundle.manifest.text.pad_id, progress
             )
 
-    def _calibration_rows(self, golden: GoldenRows) -> list[Encoded]:
+    def _calibration_rows(self, golden: GoldenRows) -> tuple[list[Row], list[Encoded]]:
         splits = self.bundle.manifest.splits
         ref = splits.get("calibration") or splits.get("dev")
         if ref is None:
-            return golden.encoded
+            return [Row(row.text, pair=row.pair) for row in golden.rows], golden.encoded
+        rows: list[Row] = []
         encoded: list[Encoded] = []
         windows = 0
-        for item in encode_rows(read_rows(self.bundle.path(ref.file)), self.encoder):
+        for row in read_rows(self.bundle.path(ref.file)):
             if windows >= CALIBRATION_WINDOWS:
                 break
-            encoded.append(item)
-            windows += len(item.windows)
-        return encoded
+            rows.append(row)
+            encoded += encode_rows([row], self.encoder)
+            windows += len(encoded[-1].windows)
+        return rows, encoded
 
     def _predict(
         self, session: onnxruntime.InferenceSession, *, alone: bool, rows: int | None = None
@@ -320,7 +323,8 @@ class Bench:
         found = self._predict(session, alone=scheme.kind == "dynamic", rows=rows)
         task, joining = self.bundle.manifest.task, self.bundle.manifest.text.joining
         reference = self.reference[:rows]
-        candidate.agreement = agreement(answers_of(reference, task, joining), answers_of(found, task, joining))
+        before, after = (answers_of(some, task, joining) for some in (reference, found))
+        candidate.agreement = head_agreement(self.rows[:rows], before, after, task)
         candidate.error = difference(reference, found)
         return candidate
 
@@ -335,7 +339,9 @@ class Bench:
             alone=item.scheme.kind == "dynamic",
         )
         item.measured = dev.measure(found, self.bundle.manifest, reference.answers)
-        item.reasons = tuple(judge(reference.quality, item.measured.quality, tolerance))
+        errors = product_errors(self.fused, item.model, self.windows, self.signature, self.bundle.manifest.text.pad_id)
+        comparison = dev.compare(reference, item.measured, tolerance, self.bundle.manifest)
+        item.reasons = (*comparison.reasons, *wrong_products(errors))
         for reason in item.reasons:
             self.journal.say(f"    {item.scheme.name} does not pass: {reason}")
 
@@ -376,6 +382,27 @@ def serialized(model: onnx.ModelProto) -> bytes:
     """The model as the bytes of its file; always the same for the same model."""
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def head_agreement(rows: Sequence[Row], left: Sequence[Any], right: Sequence[Any], task: Task) -> dict[str, float]:
+    """Share of rows with the same answer, 0 to 1, by head: ``rows``, or ``labels`` and ``entities`` of two heads.
+
+    Args:
+        left, right: in the form of `bundle.predict.answers_of`. A row counts for the head that it tells about, and
+            where no row tells anything, for both.
+    """
+    if task.kind != "multi-task":
+        return {"rows": agreement(left, right)}
+    shares = {}
+    for head, name in enumerate(("labels", "entities")):
+        places = [n for n, row in enumerate(rows) if (row.entities if head else row.label) is not None]
+        places = places or list(range(len(rows)))
+        shares[name] = agreement([left[n][head] for n in places], [right[n][head] for n in places])
+    return shares
+
+
+def _shares(agreements: Mapping[str, float]) -> str:
+    return ", ".join(f"{share:.2%}" + (f" of {name}" if name != "rows" else "") for name, share in agreements.items())
 
 
 def difference(left: Sequence[Predicted], right: Sequence[Predicted]) -> float:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from bundle.folder import Bundle
+from bundle.manifest import Task
 from bundle.predict import Predicted, encode_rows
-from bundle.rows import read_rows
+from bundle.rows import Row, read_rows
 from export.gate import DevSplit, Tolerance
 from export.journal import Journal
 from export.parity import GoldenRows
@@ -26,6 +27,7 @@ from export.to_int8 import (
     count_products,
     difference,
     grid,
+    head_agreement,
     least_error,
     plan_activation,
     quantize_weight,
@@ -166,6 +168,28 @@ def test_a_bundle_without_calibration_rows_is_calibrated_on_its_dev_rows(copied:
     rows = list(read_rows(bundle.path(splits["dev"].file)))
     windows = sum(len(item.windows) for item in encode_rows(rows, GoldenRows(bundle).encoder))
     assert details["calibration_windows"] == windows
+
+
+@pytest.mark.slow
+def test_the_calibration_rows_of_two_heads_are_compared_head_by_head(exported: Copy) -> None:
+    candidates = exported("ernie-multitask").manifest.artifacts["onnx_int8"].details["candidates"]
+    assert isinstance(candidates, list) and isinstance(candidates[0], dict)
+    shares = candidates[0]["calibration_agreement"]
+    assert isinstance(shares, dict) and set(shares) == {"labels", "entities"}
+    # Whole answers would agree no more often than the worse head.
+    assert isinstance(shares["labels"], float) and shares["labels"] >= 0.9
+
+
+def test_a_row_counts_for_the_head_that_it_tells_about() -> None:
+    task = Task(kind="multi-task", labels=("a", "b"), token_labels=("O", "B-X", "I-X"))
+    rows = [Row("x", "a"), Row("x", entities=()), Row("x", "b", entities=())]
+    left = [(0, ()), (0, ()), (1, ())]
+    right = [(0, ((0, 1, "X"),)), (1, ()), (1, ((0, 1, "X"),))]
+    assert head_agreement(rows, left, right, task) == {"labels": 1.0, "entities": 0.5}
+    assert head_agreement([Row("x")] * 3, left, right, task)["labels"] == pytest.approx(2 / 3)
+    assert head_agreement(rows, [0, 1, 1], [0, 1, 0], Task(kind="single-label", labels=("a", "b"))) == {
+        "rows": pytest.approx(2 / 3)
+    }
 
 
 @pytest.mark.slow
