@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from bundle.encode import Encoded, Encoder, WindowRow
+from bundle.encode import Encoded, Encoder, WindowRow, pad
 from bundle.folder import Bundle, write_atomic
 from bundle.manifest import Artifact, Manifest, Quality
 from bundle.metrics import ClassRow
@@ -34,9 +34,10 @@ from bundle.predict import (
 )
 from bundle.rows import Row, read_rows
 from export.artifact import SOURCE, amend, identity, source_of
+from export.clues import DIFFERS_8_BITS, first_difference, label_order
 from export.gate_report import layers_record, named_rows, rows_record, show_report, slices_record
 from export.journal import Journal
-from export.products import ProductError, product_errors, wrong_products
+from export.products import WINDOWS, ProductError, product_errors, wrong_products
 from export.session import open_session, run_of
 from export.slices import Comparison, compare_forms
 from export.slices import Tolerance as Tolerance  # one name for those who ask the gate
@@ -90,6 +91,14 @@ class DevSplit:
         if not self._encoded:
             self._encoded = encode_rows(self.rows, self.encoder)
         return self._encoded
+
+    def windows(self, places: Sequence[int], limit: int) -> list[WindowRow]:
+        """The first windows of some rows, at most ``limit`` of each."""
+        return [
+            self.encoder.row(self.encoded[place], number)
+            for place in places
+            for number in range(min(limit, len(self.encoded[place].windows)))
+        ]
 
     @property
     def fingerprint(self) -> dict[str, JsonValue]:
@@ -223,17 +232,16 @@ def _compare(
     """Judges INT8, writes what it was judged by into the report, and returns what speaks against it."""
     manifest = bundle.manifest
     comparison = dev.compare(fp32, int8, tolerance, manifest)
-    places = named_rows(comparison) or [int(np.argmax(comparison.differences))]
-    windows = [
-        dev.encoder.row(dev.encoded[place], number)
-        for place in places
-        for number in range(min(WINDOWS_OF_ROW, len(dev.encoded[place].windows)))
-    ]
     reasons = comparison.reasons
     if manifest.artifacts[INT8].details.get(SOURCE) != identity(manifest.artifacts[FP32]):
         reasons.append(f"{INT8} was made from another {FP32} than the one that is here; run to_int8 again")
-    errors = artifact_errors(bundle, windows)
-    reasons += wrong_products(errors)
+    # Judged on rows of every kind, as one token of one row would say little of a channel; told on the named rows.
+    spread = np.linspace(0, len(dev.rows) - 1, min(WINDOWS, len(dev.rows))).round().astype(int)
+    reasons += wrong_products(artifact_errors(bundle, dev.windows(spread.tolist(), 1)))
+    places = named_rows(comparison) or [int(np.argmax(comparison.differences))]
+    errors = artifact_errors(bundle, dev.windows(places, WINDOWS_OF_ROW))
+    if reasons:
+        reasons += _clues(bundle, dev, fp32, int8, places, comparison.spread)
     answers = {FP32: fp32.answers, INT8: int8.answers}
     file = manifest.splits["dev"].file
     report["slices"] = slices_record(comparison.slices)
@@ -241,6 +249,21 @@ def _compare(
     report["layers"] = layers_record(errors)
     report["notes"] = list(comparison.notes)
     return reasons
+
+
+def _clues(
+    bundle: Bundle, dev: DevSplit, fp32: Measured, int8: Measured, places: Sequence[int], spread: float
+) -> list[str]:
+    """What may be wrong with a form that lost too much: labels in another order, or a part of the graph."""
+    manifest = bundle.manifest
+    # Other labels' logits are about a spread apart, INT8's own errors a tenth of it.
+    if clue := label_order(fp32.found, int8.found, spread / 2):
+        return [clue]
+    fp32_file, int8_file = (bundle.path(manifest.artifacts[name].file) for name in (FP32, INT8))
+    arrays = pad(dev.windows(places, 1), manifest.text.pad_id)
+    feeds = dict(zip([tensor.name for tensor in manifest.signature.inputs], arrays, strict=True))
+    clue = first_difference(fp32_file, int8_file, feeds, DIFFERS_8_BITS)
+    return [clue] if clue else []
 
 
 def artifact_errors(bundle: Bundle, windows: Sequence[WindowRow]) -> list[ProductError]:

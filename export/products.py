@@ -34,6 +34,8 @@ MAX_CHANNEL = 0.6
 WEAK = 0.1
 # Windows that are enough to tell.
 WINDOWS = 32
+# Fewer tokens than this say nothing of a single channel.
+FEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ProductError:
         own: error on float32's input, as a share of the output (root mean square).
         arrived: error in the whole graph, where earlier layers add theirs.
         channel, channel_error: the output channel with the largest own error, and that error.
+        tokens: how many were compared.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ProductError:
     arrived: float
     channel: int
     channel_error: float
+    tokens: int
 
     @property
     def failed(self) -> str:
@@ -65,7 +69,7 @@ class ProductError:
                 f"{self.name} is off by {self.own:.0%} of its output on fp32's own input (8 bits explain a few "
                 "percent): a wrong scale or zero point, or weights of another model"
             )
-        if self.channel_error > MAX_CHANNEL:
+        if self.channel_error > MAX_CHANNEL and self.tokens >= FEW_TOKENS:
             return (
                 f"{self.name}: output channel {self.channel} is off by {self.channel_error:.0%} on fp32's own input: "
                 "a wrong scale or wrong weights of that channel"
@@ -141,9 +145,11 @@ class _Sums:
 
     def __init__(self) -> None:
         self.exact, self.own, self.arrived = (np.zeros(1) for _ in range(3))
+        self.tokens = 0
 
     def add(self, *values: npt.NDArray[np.float64]) -> None:
         exact, own, arrived = values
+        self.tokens += len(exact)
         self.exact = self.exact + np.square(exact).sum(axis=0)
         self.own = self.own + np.square(own - exact).sum(axis=0)
         self.arrived = self.arrived + np.square(arrived - exact).sum(axis=0)
@@ -153,7 +159,7 @@ class _Sums:
         channels = np.sqrt(self.own / np.maximum(self.exact, WEAK * size / len(self.exact)))
         channel = int(np.argmax(channels))
         own, arrived = (float(np.sqrt(lost.sum() / size)) for lost in (self.own, self.arrived))
-        return ProductError(name, tensor, own, arrived, channel, float(channels[channel]))
+        return ProductError(name, tensor, own, arrived, channel, float(channels[channel]), self.tokens)
 
 
 def _tokens(value: npt.NDArray[np.float32], real: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

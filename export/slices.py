@@ -42,6 +42,8 @@ ERROR = 0.05
 # Fewer changed rows than this never refuse a form, unless every answer must be the same.
 FEW = 3
 BINS = 10
+# Losses told in sentences.
+TOLD = 6
 RESAMPLES = 2000
 
 
@@ -150,6 +152,7 @@ class Comparison:
         failing: bool (rows,); rows of a slice that failed.
         differences: float64 (rows,), the largest difference of a logit.
         noise: mean difference of a logit as a share of fp32's spread; the worse head's.
+        spread: standard deviation of fp32's logits; the first head's.
         notes: what the reader should know of the judgement.
     """
 
@@ -158,12 +161,15 @@ class Comparison:
     failing: Bools
     differences: Floats
     noise: float
+    spread: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property
     def reasons(self) -> list[str]:
-        """Why the form may not be served; empty if it may."""
-        return [f"{item.where}: {reason}" if item.where else reason for item in self.slices for reason in item.failed]
+        """Why the form may not be served, the losses of all rows first; empty if it may. `slices` has all of it."""
+        told = [f"{item.where}: {reason}" if item.where else reason for item in self.slices for reason in item.failed]
+        more = len(told) - TOLD
+        return told if more <= 1 else [*told[:TOLD], f"{more} more losses of classes and lengths"]
 
 
 def compare_forms(
@@ -184,13 +190,14 @@ def compare_forms(
     total = Comparison([], np.zeros(len(rows), bool), np.zeros(len(rows), bool), np.zeros(len(rows)), 0.0)
     heads = _heads(rows, before, after, task)
     sides = [Pair(name, places, old, new, joining, ends) for name, places, old, new in heads if places]
+    total.spread = sides[0].spread if sides else 0.0
     shares = sum(len(side.labels) + len(side.lengths) for side in sides) * 2
     for side in sides:
         _judge_all(side, tolerance, total)
         places = np.array(side.places)
         total.changed[places] |= ~side.same
         total.differences[places] = np.maximum(total.differences[places], side.differences)
-    for side in sides:
+    for side in sides:  # after all rows of every head
         for item, chosen in side.parts():
             _judge_part(side, item, chosen, tolerance, ERROR / max(1, shares))
             total.slices.append(item)
@@ -303,11 +310,12 @@ class Pair:
         if figure in ("accuracy", "exact_match"):
             mean: Floats = (weights @ form.right) / np.maximum(weights.sum(axis=1), 1e-9)
             return mean
-        hits, found, gold = (weights @ values for values in (form.hits, form.found, self.wanted))  # (ways, labels)
+        counts = [form.hits, form.found, self.wanted]  # (rows, labels) each
         if chosen.label is not None:
-            hits, found, gold = (values[:, [chosen.label]] for values in (hits, found, gold))
+            counts = [values[:, [chosen.label]] for values in counts]
         elif figure == "f1":
-            hits, found, gold = (values.sum(axis=1, keepdims=True) for values in (hits, found, gold))
+            counts = [values.sum(axis=1, keepdims=True) for values in counts]
+        hits, found, gold = (weights @ values for values in counts)  # (ways, labels)
         f1: Floats = (2 * hits / np.maximum(found + gold, 1e-9)).mean(axis=1)
         return f1
 

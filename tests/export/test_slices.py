@@ -91,6 +91,17 @@ def test_a_class_that_is_lost_is_named_even_where_all_rows_together_pass() -> No
     assert np.flatnonzero(found.failing).tolist() == list(range(14))
 
 
+def test_losses_everywhere_are_told_in_few_sentences() -> None:
+    labels = tuple(f"label {n}" for n in range(40))
+    rows = [Row("x", labels[n % 40]) for n in range(400)]
+    logits = one_hot([n % 40 for n in range(400)], 40)
+    before = [Predicted(encoded(10), [values]) for values in logits]
+    after = [Predicted(encoded(10), [values]) for values in np.roll(logits, 1, axis=1)]
+    found = compare(rows, before, after, Task(kind="single-label", labels=labels))
+    assert len(found.reasons) == 7 and found.reasons[-1].endswith(" more losses of classes and lengths")
+    assert sum(bool(item.failed) for item in found.slices) == 42
+
+
 def test_a_length_that_is_lost_is_named() -> None:
     gold = [1, 2] * 500
     before = [item for n, answer in enumerate(gold) for item in said([answer], 10 if n < 970 else 70)]
