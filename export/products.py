@@ -20,13 +20,14 @@ from bundle.encode import WindowRow, pad
 from bundle.errors import ExportError
 from bundle.manifest import Signature
 from bundle.predict import batches
-from export.graph import CONTRIB, Graph, NoMatch
+from export.graph import CONTRIB, Graph
 from export.session import open_session, run_outputs
 
 if TYPE_CHECKING:
     import onnx
 
 INTEGER = ("QAttention", "MatMulIntegerToFloat")
+SMALL = ("MatMulNBits", "MultiHeadAttention")
 # A product's own error as a share of its output, root mean square. Measured on trained models: 0.006 to 0.055.
 MAX_ERROR = 0.25
 # The same of a single output channel, measured up to 0.16; a weak channel is measured against a tenth of the mean one.
@@ -105,11 +106,17 @@ def product_errors(
         ExportError: a product's input or output is not in ``fp32``: the graph was made from another.
     """
     graph, source = Graph(int8), Graph(fp32)
-    products = [node for node in graph.nodes if node.op_type in INTEGER and node.domain == CONTRIB]
+    # Of an attention that was taken apart for weights of few bits, its result is compared.
+    products = [
+        node
+        for node in graph.nodes
+        if node.domain == CONTRIB
+        and (node.op_type in INTEGER or (node.op_type in SMALL and node.output[0] in source.producer))
+    ]
     outputs = [node.output[0] for node in products]
     if not products:
         return []
-    inputs = [_float_input(graph, node) for node in products]
+    inputs = [_float_input(graph, node, source) for node in products]
     absent = [name for name in (*outputs, *inputs) if name not in source.producer]
     if absent:
         raise ExportError(f"the integer graph was not made from this float32 graph, which has no {absent[0]!r}")
@@ -172,16 +179,11 @@ def _own(name: str) -> str:
     return f"{name}/own"
 
 
-def _float_input(graph: Graph, node: onnx.NodeProto) -> str:
-    """The float32 tensor that a product's first input was quantized from, before its channels were evened out."""
-    made = graph.made_by(node.input[0], "QuantizeLinear", "DynamicQuantizeLinear")
-    name: str = made.input[0]
-    try:
-        even = graph.made_by(name, "Mul")
-        if graph.constants.get(even.input[1]) is not None and even.input[1].startswith("even"):
-            return str(even.input[0])
-    except NoMatch:
-        pass
+def _float_input(graph: Graph, node: onnx.NodeProto, source: Graph) -> str:
+    """The float32 tensor that a product is computed from, before its channels were evened out and quantized."""
+    name: str = node.input[0]
+    while name in graph.producer and name not in source.producer:
+        name = graph.producer[name].input[0]
     return name
 
 
