@@ -65,24 +65,35 @@ def least_error(values: Array, low: float, high: float) -> Range:
 
 def least_divergence(values: Array, low: float, high: float) -> Range:
     """The range in [low, high] that loses the least information; one end after the other."""
-    top = min((high * share for share in SHARES), key=lambda value: divergence(values, low, value))
-    bottom = min((low * share for share in SHARES), key=lambda value: divergence(values, value, top))
-    return float(bottom), float(top)
+    if not high > low:
+        return low, high
+    counts, edges = np.histogram(values, BINS, (low, high))
+    tops = [int(np.searchsorted(edges, high * share)) for share in SHARES] if high > 0 else [BINS]
+    top = min(tops, key=lambda last: divergence(counts, 0, last))
+    bottoms = [int(np.searchsorted(edges, low * share, "right")) - 1 for share in SHARES] if low < 0 else [0]
+    bottom = min(bottoms, key=lambda first: divergence(counts, first, top))
+    return float(edges[bottom]), float(edges[top])
 
 
-def divergence(values: Array, bottom: float, top: float) -> float:
-    """Kullback-Leibler divergence, in nats, of 256 steps over [bottom, top] from the values clipped to it."""
-    if not top > bottom:
+def divergence(counts: npt.NDArray[np.int64], first: int, last: int) -> float:
+    """Kullback-Leibler divergence, in nats, of 256 steps over some bins from the values clipped to those bins.
+
+    Args:
+        counts: int64 (bins,), how many values each bin of the whole range holds. The bins stay the same for every
+            range, or a narrow one would be judged by the chance of its sparser bins.
+        first, last: the bins ``[first, last)`` are represented.
+    """
+    inside = counts[first:last].astype(np.float64)
+    if not inside.sum():
         return float("inf")
-    inside, _ = np.histogram(values, BINS, (bottom, top))
-    clipped = inside.astype(np.float64)
-    clipped[0] += np.count_nonzero(values < bottom)
-    clipped[-1] += np.count_nonzero(values > top)
-    groups = inside.reshape(STEPS, BINS // STEPS)
-    filled = groups > 0
-    # Each step spreads what it holds over the bins that held anything.
-    level = groups.sum(axis=1) / np.maximum(filled.sum(axis=1), 1)
-    told = np.where(filled, level[:, None], 0.0).ravel()
-    p, q = clipped / clipped.sum(), told / max(told.sum(), 1e-12)
+    clipped = inside.copy()
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[last:].sum()
+    step = np.arange(len(inside)) * STEPS // len(inside)
+    filled = inside > 0
+    # Each step spreads what it holds over those of its bins that hold anything.
+    held, bins = np.bincount(step, inside, STEPS), np.bincount(step, filled, STEPS)
+    told = np.where(filled, (held / np.maximum(bins, 1))[step], 0.0)
+    p, q = clipped / clipped.sum(), told / told.sum()
     some = p > 0
     return float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-9))).sum())
