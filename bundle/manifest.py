@@ -18,6 +18,11 @@ SCHEMA: Literal["slipway.bundle/1"] = "slipway.bundle/1"
 TaskKind = Literal["single-label", "multi-label", "text-pair", "token-classification", "multi-task"]
 Pooling = Literal["mean", "max", "first", "weighted", "lead", "logit-mean", "confidence", "learned"]
 Stitching = Literal["context", "average"]
+# How INT8 is made: what a recipe asks for and `export` does.
+Scheme = Literal["auto", "static", "dynamic", "weights-8", "weights-4"]
+Calibration = Literal["error", "min-max", "entropy", "percentile"]
+WeightScales = Literal["column", "tensor"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 DType = Literal["int64", "int32", "float32", "float16"]
 
 
@@ -211,7 +216,7 @@ class Artifact(Frozen):
     bytes: int
     files: tuple[FileRef, ...] = ()
     format: Literal["paddle", "paddle-static", "onnx"]
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     made_from: str = ""
     batch_invariant: bool = Field(
         default=True,

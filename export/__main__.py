@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bundle.manifest import Artifact
     from export.gate import DevSplit, Tolerance
     from export.journal import Journal
+    from export.to_int8 import How
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=__doc__)
 
@@ -43,6 +44,39 @@ class Backend(StrEnum):
 
     PYTHON = "python"
     ONNXRUNTIME = "onnxruntime"
+
+
+class Scheme(StrEnum):
+    """What becomes integer."""
+
+    AUTO = "auto"
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    WEIGHTS_8 = "weights-8"
+    WEIGHTS_4 = "weights-4"
+
+
+class Calibration(StrEnum):
+    """How the range of an activation is chosen."""
+
+    ERROR = "error"
+    MIN_MAX = "min-max"
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
+
+
+class WeightScales(StrEnum):
+    """What has a scale of its own."""
+
+    COLUMN = "column"
+    TENSOR = "tensor"
+
+
+class Device(StrEnum):
+    """Where the model will run."""
+
+    CPU = "cpu"
+    GPU = "gpu"
 
 
 # What each step reads and adds; those that are not in `WRITES` write no artifact.
@@ -67,6 +101,8 @@ EXAMPLES = """[bold]Examples[/bold]
   python -m export run artifacts/news --only fuse --force
   python -m export run artifacts/news --only pooling --force
   python -m export run artifacts/ner --max-drop 0.005 --dev-rows 300
+  python -m export gate artifacts/news
+  python -m export run artifacts/news --only to_int8 --scheme static --calibration percentile
   python -m export run artifacts/news --backend onnxruntime --repository /srv/models
 """
 
@@ -90,6 +126,17 @@ def run(
         float | None,
         typer.Option(min=0, max=1, help="Smallest share of dev rows answered as fp32; default: the recipe's, or 0.99."),
     ] = None,
+    scheme: Annotated[
+        Scheme | None, typer.Option(help="What becomes integer; default: the recipe's, or auto: the first that passes.")
+    ] = None,
+    calibration: Annotated[
+        Calibration | None, typer.Option(help="How an activation's range is chosen; default: the recipe's, or error.")
+    ] = None,
+    weight_scales: Annotated[
+        WeightScales | None,
+        typer.Option(help="One scale per output column or per weight; default: the recipe's, or column."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="gpu: half precision, proved and measured on it.")] = Device.CPU,
     dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 400,
 ) -> None:
     """Converts and quantizes a model, chooses how windows are joined, publishes one form, and writes Triton's files."""
@@ -105,37 +152,63 @@ def run(
     platform: Literal["python", "onnxruntime"] = "python" if backend is Backend.PYTHON else "onnxruntime"
     start = time.perf_counter()
     try:
-        bundle, dev, tolerance = _open(root, dev_rows, max_drop, min_agreement)
+        if device is Device.GPU:
+            from export.gpu import require_gpu
+
+            require_gpu()
+        bundle, dev, tolerance, how = _open(root, dev_rows, max_drop, min_agreement, scheme, calibration, weight_scales)
         journal.say(f"{bundle.name}: {root} ({bundle.manifest.made.architecture}); the libraries' words go to {log}")
         for step in [only] if only else list(Step):
-            bundle = _step(step, bundle, journal, dev, tolerance, force, (repository, platform, instances, threads))
+            bundle = _step(
+                step, bundle, journal, dev, tolerance, how, force, (repository, platform, instances, threads)
+            )
     except SlipwayError as error:
         _complain(console, error)
-        console.print(f"What the libraries said: {log}", highlight=False, soft_wrap=True)
+        if log.is_file():
+            console.print(f"What the libraries said: {log}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     following = "make serve" if bundle.manifest.published else f"python -m export run {folder}"
     journal.say(f"Done in {time.perf_counter() - start:.1f} s. Next: {following}")
 
 
 def _open(
-    root: Path, dev_rows: int, max_drop: float | None, min_agreement: float | None
-) -> tuple[Bundle, DevSplit, Tolerance]:
+    root: Path,
+    dev_rows: int,
+    max_drop: float | None,
+    min_agreement: float | None,
+    scheme: Scheme | None,
+    calibration: Calibration | None,
+    weight_scales: WeightScales | None,
+) -> tuple[Bundle, DevSplit, Tolerance, How]:
     """Opens the bundle and checks what this room reads; what it writes itself is checked by each step.
 
-    The gate's tolerances are the recipe's, which travel with the trained checkpoint, unless options say otherwise.
+    The gate's tolerances and how INT8 is made are the recipe's, which travel with the trained checkpoint, unless
+    options say otherwise.
     """
+    from dataclasses import asdict
+
+    from pydantic import TypeAdapter
+
     from bundle.folder import open_bundle
     from export.gate import DevSplit, Tolerance
+    from export.to_int8 import How
 
     bundle = open_bundle(root, verify=False)
     bundle.verify(["paddle"])
     given = bundle.manifest.artifacts["paddle"].details
-    usual = Tolerance()
+    options = {"max_drop": max_drop, "min_agreement": min_agreement}
+    usual = asdict(Tolerance())
     tolerance = Tolerance(
-        float(str(given.get("max_drop", usual.max_drop))) if max_drop is None else max_drop,
-        float(str(given.get("min_agreement", usual.min_agreement))) if min_agreement is None else min_agreement,
+        **{
+            name: float(str(given.get(name, value))) if (option := options.get(name)) is None else option
+            for name, value in usual.items()
+        }
     )
-    return bundle, DevSplit(bundle, dev_rows), tolerance
+    asked = {"scheme": scheme, "calibration": calibration, "weight_scales": weight_scales}
+    usual_how = asdict(How()).items()
+    chosen = {name: given.get(name, value) if asked[name] is None else asked[name] for name, value in usual_how}
+    how = TypeAdapter(How).validate_python({name: str(value) for name, value in chosen.items()})
+    return bundle, DevSplit(bundle, dev_rows), tolerance, how
 
 
 def _step(
@@ -144,6 +217,7 @@ def _step(
     journal: Journal,
     dev: DevSplit,
     tolerance: Tolerance,
+    how: How,
     force: bool,
     triton: tuple[Path, Literal["python", "onnxruntime"], int, int],
 ) -> Bundle:
@@ -163,13 +237,14 @@ def _step(
         Step.TO_ONNX: to_onnx,
         Step.FUSE: fuse,
     }
-    judged: dict[Step, Callable[..., Bundle]] = {Step.TO_INT8: to_int8, Step.GATE: gate}
     if step in plain:
         bundle = plain[step](bundle, journal, force=force)
     elif step is Step.POOLING:
         bundle = pooling(bundle, journal, dev, force=force)
-    elif step in judged:
-        bundle = judged[step](bundle, journal, dev, tolerance, force=force)
+    elif step is Step.TO_INT8:
+        bundle = to_int8(bundle, journal, dev, tolerance, how, force=force)
+    elif step is Step.GATE:
+        bundle = gate(bundle, journal, dev, tolerance, force=force)
     else:
         from export.to_triton import write_repository
 
@@ -231,6 +306,30 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
     )
     served = f"* is served: {published}" if published else "Nothing is published yet. Next: make export"
     console.print(served, highlight=False)
+
+
+@app.command()
+def gate(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")]) -> None:
+    """Prints what the gate found when it last judged INT8: classes, lengths, changed rows, layers."""
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle
+    from export.gate import REPORT, read_report
+    from export.gate_report import show_report
+
+    console = Console()
+    try:
+        bundle = open_bundle(bundle_folder(folder), verify=False)
+    except SlipwayError as error:
+        _complain(console, error)
+        raise typer.Exit(1) from error
+    report = read_report(bundle)
+    if not report:
+        _complain(console, f"{bundle.path(REPORT)}: no report yet; python -m export run {folder} --only gate writes it")
+        raise typer.Exit(1)
+    show_report(console, report)
+    console.print(f"published: {report.get('published', '')}", highlight=False)
 
 
 @app.command(epilog="Example: python -m export validate artifacts/news --repository model_repository")

@@ -1,21 +1,23 @@
 """Which form of the model is served: quality of fp32 and INT8 on the dev split, and the judgement between them.
 
-INT8 that loses more than the tolerance is not published: the report (``gate.json`` beside the manifest, and a table)
-says which figure fell and which rows changed, and the fused float32 graph is published instead. How INT8 is made is
-`export.to_int8`'s part; it asks here too, to choose among its candidates.
+INT8 that loses more than the tolerance, as a whole, in a class or in texts of some length (`export.slices`), or whose
+integer products are not those of the float32 graph (`export.products`), is not published: the report (``gate.json``
+beside the manifest, and its tables) says what fell, which rows changed and which layers err most, and the fused float32
+graph is published instead. How INT8 is made is `export.to_int8`'s part; it asks here too, to choose among its
+candidates.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
 
-from bundle.encode import Encoded, Encoder
+from bundle.encode import Encoded, Encoder, WindowRow, pad
 from bundle.folder import Bundle, write_atomic
 from bundle.manifest import Artifact, Manifest, Quality
 from bundle.metrics import ClassRow
@@ -26,38 +28,26 @@ from bundle.predict import (
     answers_of,
     classes_of,
     encode_rows,
-    gold_of,
     judged,
     predict,
-    readable,
     scores_of,
 )
 from bundle.rows import Row, read_rows
-from export.artifact import amend, identity, source_of
+from export.artifact import SOURCE, amend, identity, source_of
+from export.clues import DIFFERS_8_BITS, first_difference, label_order
+from export.gate_report import layers_record, named_rows, rows_record, show_report, slices_record
 from export.journal import Journal
+from export.products import WINDOWS, ProductError, product_errors, wrong_products
 from export.session import open_session, run_of
+from export.slices import Comparison, compare_forms
+from export.slices import Tolerance as Tolerance  # one name for those who ask the gate
 
 FP32, INT8 = "onnx_fused", "onnx_int8"
 REPORT = "gate.json"
-# Rows listed in the report; the count is always of all of them.
-LISTED_ROWS = 50
-
+# Windows of one named row that the layers are compared on.
+WINDOWS_OF_ROW = 4
 # The split of dev rows in long neutral text.
 LONG = "dev_long"
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What INT8 may lose.
-
-    Attributes:
-        max_drop: largest loss of a headline figure (macro-F1, entity F1 of a tagger, both of a multi-task model), as a
-            fraction: 0.01 is one point.
-        min_agreement: smallest share of dev rows that INT8 answers as fp32 does.
-    """
-
-    max_drop: float = 0.01
-    min_agreement: float = 0.99
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,8 @@ class Measured:
 
     quality: Quality
     classes: list[ClassRow]
-    answers: list[object]
+    answers: list[Any]
+    found: list[Predicted]
 
 
 def spread(places: Sequence[int], count: int) -> list[int]:
@@ -82,15 +73,15 @@ class DevSplit:
 
     Args:
         limit: use at most so many rows, evenly spread; 0 means all of them.
-        also: places of rows in the split that are used in any case.
-        rows, places: the rows, and where each stands in the split.
+        also: lines of rows that are used in any case.
+        rows, lines: the rows, and where each stands in the split's file, from 1.
     """
 
     bundle: Bundle
     limit: int = 0
     also: Sequence[int] = ()
     rows: list[Row] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
     _encoded: list[Encoded] = field(default_factory=list)
     _known: dict[str, list[Predicted]] = field(default_factory=dict)
 
@@ -98,9 +89,9 @@ class DevSplit:
         self.encoder = Encoder.of(self.bundle)
         if "dev" in self.bundle.manifest.splits:
             rows = list(read_rows(self.bundle.path(self.bundle.manifest.splits["dev"].file)))
-            chosen = set(self.also) | set(spread(range(len(rows)), self.limit or len(rows)))
-            self.places = sorted(chosen)
-            self.rows = [rows[place] for place in self.places]
+            chosen = set(self.also) | {place + 1 for place in spread(range(len(rows)), self.limit or len(rows))}
+            self.lines = sorted(chosen)
+            self.rows = [rows[line - 1] for line in self.lines]
 
     @property
     def encoded(self) -> list[Encoded]:
@@ -108,6 +99,14 @@ class DevSplit:
         if not self._encoded:
             self._encoded = encode_rows(self.rows, self.encoder)
         return self._encoded
+
+    def windows(self, places: Sequence[int], limit: int) -> list[WindowRow]:
+        """The first windows of some rows, at most ``limit`` of each."""
+        return [
+            self.encoder.row(self.encoded[place], number)
+            for place in places
+            for number in range(min(limit, len(self.encoded[place].windows)))
+        ]
 
     @property
     def fingerprint(self) -> dict[str, JsonValue]:
@@ -124,13 +123,13 @@ class DevSplit:
         """At least so many rows, these among them; this split itself where it holds as many as there are."""
         if not self.limit or self.limit >= limit:
             return self
-        return DevSplit(self.bundle, limit, self.places)
+        return DevSplit(self.bundle, limit, self.lines)
 
     def take(self, wider: DevSplit) -> None:
         """Keeps what a graph said of these rows when it was asked for a wider split."""
         for key, found in wider._known.items() if wider is not self else ():
-            said = dict(zip(wider.places, found, strict=True))
-            self._known.setdefault(key, [said[place] for place in self.places])
+            said = dict(zip(wider.lines, found, strict=True))
+            self._known.setdefault(key, [said[line] for line in self.lines])
 
     def predictions(self, key: str, what: str, run: Run, journal: Journal, *, alone: bool) -> list[Predicted]:
         """What a graph says of every row.
@@ -171,7 +170,14 @@ class DevSplit:
             if reference is None
             else agreement(judged(self.rows, reference, task), judged(self.rows, answers, task)),
         )
-        return Measured(quality, classes_of(self.rows, answers, task), answers)
+        return Measured(quality, classes_of(self.rows, answers, task), answers, list(found))
+
+    def compare(self, before: Measured, after: Measured, tolerance: Tolerance, manifest: Manifest) -> Comparison:
+        """Two measured forms as a whole, per class and per length, and what speaks against the second."""
+        text = manifest.text
+        return compare_forms(
+            self.rows, before.found, after.found, manifest.task, text.joining, text.length_buckets, tolerance
+        )
 
     def measure_artifact(
         self, name: str, journal: Journal, bundle: Bundle, reference: Sequence[object] | None = None
@@ -185,25 +191,6 @@ def headlines(metrics: dict[str, float]) -> list[str]:
     return [name for name in ("macro_f1", "f1") if name in metrics]
 
 
-def judge(fp32: Quality, int8: Quality, tolerance: Tolerance) -> list[str]:
-    """Why INT8 may not be served; empty if it may."""
-    reasons: list[str] = []
-    for name in headlines(fp32.metrics):
-        drop = fp32.metrics[name] - int8.metrics[name]
-        if drop > tolerance.max_drop + 1e-9:
-            reasons.append(
-                f"{name} falls by {100 * drop:.2f} points ({fp32.metrics[name]:.4f} to {int8.metrics[name]:.4f}); "
-                f"{100 * tolerance.max_drop:g} are allowed"
-            )
-    share = int8.agreement if int8.agreement is not None else 0.0
-    if share < tolerance.min_agreement - 1e-9:
-        reasons.append(
-            f"{share:.2%} of the {int8.rows} dev rows are answered as fp32 does; "
-            f"{tolerance.min_agreement:.2%} are needed"
-        )
-    return reasons
-
-
 def gate(
     bundle: Bundle, journal: Journal, dev: DevSplit, tolerance: Tolerance | None = None, *, force: bool = False
 ) -> Bundle:
@@ -215,15 +202,15 @@ def gate(
     tolerance = tolerance or Tolerance()
     fp32_artifact, int8_artifact = source_of(bundle, FP32), bundle.manifest.artifacts.get(INT8)
     basis: dict[str, JsonValue] = {
+        "pass": 2,
         FP32: identity(fp32_artifact),
         INT8: identity(int8_artifact) if int8_artifact else "",
-        "max_drop": tolerance.max_drop,
-        "min_agreement": tolerance.min_agreement,
+        **asdict(tolerance),
         "joining": bundle.manifest.text.joining.model_dump(mode="json"),
         "thresholds": list(bundle.manifest.task.thresholds),
         **dev.fingerprint,
     }
-    known = _read_report(bundle)
+    known = read_report(bundle)
     if not force and known.get("basis") == basis and known.get("published") == bundle.manifest.published != "":
         journal.say(f"  up to date: {bundle.manifest.published} is published")
         return bundle
@@ -241,9 +228,8 @@ def gate(
             reasons = ["there is no onnx_int8"]
         else:
             int8 = dev.measure_artifact(INT8, journal, bundle, fp32.answers)
-            reasons = judge(fp32.quality, int8.quality, tolerance)
+            reasons = _compare(bundle, dev, fp32, int8, tolerance, report)
             report[INT8] = _figures(int8)
-            report["changed"] = _changed(dev.rows, fp32, int8, bundle)
             bundle = amend(
                 bundle,
                 INT8,
@@ -251,15 +237,66 @@ def gate(
                 agreement_reference=f"{FP32}, on the same rows: its logits are those of the trained model within 1e-4",
                 gate="passed" if not reasons else "refused: " + "; ".join(reasons),
             )
-            _print_table(journal, fp32, int8)
     published = FP32 if reasons else INT8
     report["published"], report["reasons"] = published, list(reasons)
     write_atomic(bundle.path(REPORT), json.dumps(report, ensure_ascii=False, indent=2) + "\n")
-    for reason in reasons:
-        journal.say(f"    INT8 is not published: {reason}")
+    show_report(journal.console, report)
     bundle = bundle.publish(published)
     journal.say(f"    published: {published} (report: {bundle.path(REPORT)})")
     return bundle
+
+
+def _compare(
+    bundle: Bundle,
+    dev: DevSplit,
+    fp32: Measured,
+    int8: Measured,
+    tolerance: Tolerance,
+    report: dict[str, JsonValue],
+) -> list[str]:
+    """Judges INT8, writes what it was judged by into the report, and returns what speaks against it."""
+    manifest = bundle.manifest
+    comparison = dev.compare(fp32, int8, tolerance, manifest)
+    reasons = comparison.reasons
+    if manifest.artifacts[INT8].details.get(SOURCE) != identity(manifest.artifacts[FP32]):
+        reasons.append(f"{INT8} was made from another {FP32} than the one that is here; run to_int8 again")
+    # Judged on rows of every kind, as one token of one row would say little of a channel; told on the named rows.
+    spread = np.linspace(0, len(dev.rows) - 1, min(WINDOWS, len(dev.rows))).round().astype(int)
+    reasons += wrong_products(artifact_errors(bundle, dev.windows(spread.tolist(), 1)))
+    places = named_rows(comparison) or [int(np.argmax(comparison.differences))]
+    errors = artifact_errors(bundle, dev.windows(places, WINDOWS_OF_ROW))
+    if reasons:
+        reasons += _clues(bundle, dev, fp32, int8, places, comparison.spread)
+    answers = {FP32: fp32.answers, INT8: int8.answers}
+    file = manifest.splits["dev"].file
+    report["slices"] = slices_record(comparison.slices)
+    report["changed"] = rows_record(comparison, dev.rows, dev.lines, answers, manifest.task, file)
+    report["layers"] = layers_record(errors)
+    report["notes"] = list(comparison.notes)
+    return reasons
+
+
+def _clues(
+    bundle: Bundle, dev: DevSplit, fp32: Measured, int8: Measured, places: Sequence[int], spread: float
+) -> list[str]:
+    """What may be wrong with a form that lost too much: labels in another order, or a part of the graph."""
+    manifest = bundle.manifest
+    # Other labels' logits are about a spread apart, INT8's own errors a tenth of it.
+    if clue := label_order(fp32.found, int8.found, spread / 2):
+        return [clue]
+    fp32_file, int8_file = (bundle.path(manifest.artifacts[name].file) for name in (FP32, INT8))
+    arrays = pad(dev.windows(places, 1), manifest.text.pad_id)
+    feeds = dict(zip([tensor.name for tensor in manifest.signature.inputs], arrays, strict=True))
+    clue = first_difference(fp32_file, int8_file, feeds, DIFFERS_8_BITS)
+    return [clue] if clue else []
+
+
+def artifact_errors(bundle: Bundle, windows: Sequence[WindowRow]) -> list[ProductError]:
+    """The integer products of the bundle's INT8 graph beside those of its float32 graph, on some windows."""
+    import onnx
+
+    fp32, int8 = (onnx.load(str(bundle.path(bundle.manifest.artifacts[name].file))) for name in (FP32, INT8))
+    return product_errors(fp32, int8, windows, bundle.manifest.signature, bundle.manifest.text.pad_id)
 
 
 def _paddle_agreement(artifact: Artifact) -> float | None:
@@ -267,7 +304,8 @@ def _paddle_agreement(artifact: Artifact) -> float | None:
     return artifact.quality.agreement if artifact.quality else None
 
 
-def _read_report(bundle: Bundle) -> dict[str, Any]:
+def read_report(bundle: Bundle) -> dict[str, Any]:
+    """The report of the last judgement; empty where there is none."""
     try:
         report = json.loads(bundle.path(REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -285,41 +323,3 @@ def _figures(measured: Measured) -> dict[str, JsonValue]:
             for row in measured.classes
         ],
     }
-
-
-def _changed(rows: list[Row], fp32: Measured, int8: Measured, bundle: Bundle) -> dict[str, JsonValue]:
-    """Rows whose answer is another in INT8: their number in the dev split, gold label and both answers."""
-    task = bundle.manifest.task
-    found: list[JsonValue] = []
-    count = 0
-    told = (judged(rows, answers, task) for answers in (fp32.answers, int8.answers))
-    changed = [left != right for left, right in zip(*told, strict=True)]
-    for number, (row, left, right) in enumerate(zip(rows, fp32.answers, int8.answers, strict=True)):
-        if not changed[number]:
-            continue
-        count += 1
-        if len(found) < LISTED_ROWS:
-            text = row.text[:80] + ("…" if len(row.text) > 80 else "")
-            both = {FP32: readable(left, task), INT8: readable(right, task)}
-            found.append({"row": number, "text": text, "gold": gold_of(row, task), **both})
-    return {"count": count, "first": found}
-
-
-def _print_table(journal: Journal, fp32: Measured, int8: Measured) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"dev split, {fp32.quality.rows} rows", title_justify="left")
-    table.add_column("")
-    for column in ("fp32", "int8", "difference"):
-        table.add_column(column, justify="right")
-    for name, value in fp32.quality.metrics.items():
-        other = int8.quality.metrics[name]
-        table.add_row(name, f"{value:.4f}", f"{other:.4f}", f"{other - value:+.4f}")
-    others = {row.label: row for row in int8.classes}
-    for row in fp32.classes:
-        if row.label != "micro" and row.label in others:
-            other = others[row.label].f1
-            table.add_row(f"f1 of {row.label}", f"{row.f1:.4f}", f"{other:.4f}", f"{other - row.f1:+.4f}")
-    share = int8.quality.agreement
-    table.add_row("same answer", "", "" if share is None else f"{share:.2%}", "")
-    journal.console.print(table)

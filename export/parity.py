@@ -6,13 +6,14 @@ errors cannot add up unseen. The tolerance that was applied is recorded; serving
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.encode import Encoder, pad
+from bundle.decode import FloatArray
+from bundle.encode import Encoder, IntArray, pad
 from bundle.errors import BundleError, ParityFailed
 from bundle.folder import Bundle
 from bundle.golden import Golden, check_ids, compare, read_golden
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     import onnxruntime
 
 REFERENCE = "paddle"
+# The graph as converted, which the later ones are made from.
+CONVERTED = "onnx_fp32"
+# What stands before the names of the probes in the file of the framework's answers.
+PROBE = "probe."
+# Softmax and its like mean what Paddle means from this operator set on.
+LEAST_OPSET = 13
 # Float32 sums in another order; measured differences on these models are below 1e-5.
 FP32_TOLERANCE = 1e-4
 
@@ -160,22 +167,142 @@ def check_axes(name: str, run: Run, golden: GoldenRows) -> None:
                 )
 
 
+Probes = tuple[IntArray, IntArray, list[FloatArray]]
+
+
+def check_probes(name: str, run: Run, golden: GoldenRows, probes: Probes | None = None) -> None:
+    """Compares with what the training framework said of whole windows of random tokens, one of them half padded.
+
+    Golden rows are real texts: perhaps none of them fills a window, and few of the vocabulary's rows occur in them.
+
+    Args:
+        probes: ids, types and the framework's answers; by default those that the bundle keeps, if it has any.
+
+    Raises:
+        ParityFailed: a logit differs.
+    """
+    probes = probes or read_probes(golden.bundle)
+    if probes is None:
+        return
+    ids, types, wanted = probes
+    real = ids != golden.bundle.manifest.text.pad_id
+    for tensor, want, got in zip(golden.bundle.manifest.signature.outputs, wanted, run(ids, types), strict=True):
+        gap = np.abs(want - got)
+        worst = float((gap[real] if gap.ndim == 3 else gap).max())
+        if not worst <= FP32_TOLERANCE:
+            raise ParityFailed(
+                name,
+                REFERENCE,
+                f"{tensor.name}: on windows of {ids.shape[1]} random tokens a logit differs by {worst:.3g}, the "
+                f"tolerance is {FP32_TOLERANCE:g}",
+            )
+
+
+def probe_windows(golden: GoldenRows) -> tuple[IntArray, IntArray]:
+    """Three windows as long as the model reads: ids and token types, int64 (3, max_tokens); the last is half padding.
+
+    Of a pair task the second half of the tokens is the second text.
+    """
+    text, task = golden.bundle.manifest.text, golden.bundle.manifest.task
+    rng = np.random.default_rng(7)
+    size = golden.encoder.tokenizer.get_vocab_size(with_added_tokens=True)
+    ids = rng.integers(0, size, (3, text.max_tokens)).astype(np.int64)
+    ids[ids == text.pad_id] = text.sep_id
+    ids[:, 0] = text.cls_id
+    types = np.zeros_like(ids)
+    half = text.max_tokens // 2
+    if task.kind == "text-pair":
+        types[:, half:] = 1
+        types[2, half // 2 :] = 1
+    ids[2, half:], types[2, half:] = text.pad_id, 0
+    return ids, types
+
+
+def read_probes(bundle: Bundle) -> Probes | None:
+    """The probes and the training framework's answers to them; None before `export.to_static` has asked for them."""
+    static = bundle.manifest.artifacts.get("paddle_static")
+    files = [ref.file for ref in static.files if ref.file.endswith(".npz")] if static else []
+    if not files or not bundle.path(files[0]).is_file():
+        return None
+    with np.load(bundle.path(files[0]), allow_pickle=False) as arrays:
+        if f"{PROBE}ids" not in arrays:
+            return None
+        wanted = [arrays[f"{PROBE}{number}"] for number in range(len(bundle.manifest.signature.outputs))]
+        return arrays[f"{PROBE}ids"], arrays[f"{PROBE}types"], wanted
+
+
+def check_opset(name: str, model: Path | bytes) -> None:
+    """A graph that names an operator set in which an operator means something else is refused by its number.
+
+    Raises:
+        ParityFailed: older than `LEAST_OPSET`.
+    """
+    import onnx
+
+    loaded = (
+        onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model), load_external_data=False)
+    )
+    for item in loaded.opset_import:
+        if item.domain in ("", "ai.onnx") and item.version < LEAST_OPSET:
+            raise ParityFailed(
+                name,
+                REFERENCE,
+                f"it says operator set {item.version}; before {LEAST_OPSET} Softmax flattens the axes behind its own",
+            )
+
+
 def check_onnx(name: str, path: Path | bytes, golden: GoldenRows, tolerance: float = FP32_TOLERANCE) -> Parity:
     """The whole comparison for a float32 ONNX graph.
 
     Raises:
-        ParityFailed: saying what differs.
+        ParityFailed: saying what differs, and as far as it can be found out, why.
     """
     from export.session import open_session, run_of
 
-    session = open_session(path)
+    try:
+        check_opset(name, path)
+        session = open_session(path)
+    except ParityFailed:
+        raise
+    except Exception as error:  # neither onnx nor ONNX Runtime has an error class of its own to catch
+        raise ParityFailed(name, REFERENCE, f"the graph cannot be opened: {error}") from error
     signature = golden.bundle.manifest.signature
     check_session(name, session, signature)
     run = run_of(session, signature)
     try:
         found = golden.predict(run)
-    except Exception as error:  # ONNX Runtime has no error class of its own to catch
+    except Exception as error:
         raise ParityFailed(name, REFERENCE, f"the graph does not run: {error}") from error
-    parity = golden.measure(name, found, tolerance)
+    try:
+        parity = golden.measure(name, found, tolerance)
+        check_probes(name, run, golden)
+    except ParityFailed as error:
+        if clues := "; ".join(_clues(name, path, golden, found, run, tolerance)):
+            raise ParityFailed(name, error.source, f"{error.reason}; {clues}") from error
+        raise
     check_axes(name, run, golden)
     return parity
+
+
+def _clues(
+    name: str, path: Path | bytes, golden: GoldenRows, found: list[Predicted], run: Run, tolerance: float
+) -> Iterator[str]:
+    """What may be wrong, in sentences; nothing where the graph itself is too broken to be asked."""
+    from export.clues import first_difference, label_order, which_windows
+
+    wanted = [row.predicted(encoded) for row, encoded in zip(golden.rows, golden.encoded, strict=True)]
+    source = golden.bundle.manifest.artifacts.get(CONVERTED)
+    ids, types = probe_windows(golden)
+    inputs = [tensor.name for tensor in golden.bundle.manifest.signature.inputs]
+    try:
+        if clue := label_order(wanted, found, tolerance):
+            yield clue
+            return
+        if clue := which_windows(wanted, found, golden.encoder, run, tolerance):
+            yield clue
+        if source is not None and name != CONVERTED:
+            feeds = dict(zip(inputs, (ids, types), strict=True))
+            if clue := first_difference(golden.bundle.path(source.file), path, feeds):
+                yield clue
+    except Exception as error:  # a clue must not hide the failure that it is about
+        yield f"no more can be said: {error}"

@@ -21,6 +21,9 @@ Candidates are tried in this order:
               per call, as it must be served. Tried once a quarter of the products would have to stay float32, and
               first of all where it is clearly faster.
 
+Of other schemes, which are tried only where they are asked for, `export.weight_only` makes weights of 8 or 4 bits. How
+the range of an activation is chosen, and whether a weight has one scale per column or one in all, can be asked for too.
+
 The first that passes the gate's tolerances becomes ``onnx_int8``. If none passes, the best is recorded and the gate
 refuses to publish it.
 """
@@ -30,8 +33,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +45,20 @@ from bundle.encode import Encoded, WindowRow, pad
 from bundle.errors import ConversionFailed
 from bundle.folder import Bundle
 from bundle.machine import has_vnni
-from bundle.manifest import Signature
+from bundle.manifest import Calibration, Signature, Task, WeightScales
+from bundle.manifest import Scheme as AnyScheme
 from bundle.predict import Predicted, Progress, agreement, answers_of, batches, encode_rows, predict
-from bundle.rows import read_rows
+from bundle.rows import Row, read_rows
 from export.artifact import adopt, is_current, source_of, workplace
 from export.fuse import architecture_of
-from export.gate import DevSplit, Measured, Tolerance, headlines, judge
+from export.gate import DevSplit, Measured, Tolerance, headlines
 from export.graph import CONTRIB, Array, Graph, attribute
 from export.journal import Journal
 from export.parity import GoldenRows, check_session
+from export.products import product_errors, product_names, wrong_products
+from export.ranges import grid, ranges
 from export.session import open_session, run_of, run_outputs
+from export.weight_only import BLOCK, count_small, weight_only
 
 if TYPE_CHECKING:
     import onnx
@@ -76,6 +83,22 @@ WEIGHT_LIMIT = 64
 # A dynamic graph must be this much faster than a passing static one to be preferred over a batch-invariant answer.
 CLEARLY_FASTER = 0.8
 PER_LAYER = 4
+BITS: Mapping[str, Literal[4, 8]] = {"weights-8": 8, "weights-4": 4}
+
+
+@dataclass(frozen=True)
+class How:
+    """What a recipe or a person asks for.
+
+    Attributes:
+        scheme: ``auto`` tries the candidates in their order; any other is made alone.
+        calibration: how the range of an activation is chosen; see `export.ranges`.
+        weight_scales: ``column``: one scale per output column of a weight; ``tensor``: one for all of it.
+    """
+
+    scheme: AnyScheme = "auto"
+    calibration: Calibration = "error"
+    weight_scales: WeightScales = "column"
 
 
 @dataclass(frozen=True)
@@ -83,12 +106,18 @@ class Scheme:
     """One way to quantize.
 
     Attributes:
-        kind: ``static`` or ``dynamic``.
+        kind: ``static`` or ``dynamic``, ``weights-8`` or ``weights-4``.
         keep: outputs of products that stay float32.
     """
 
     kind: str
     keep: tuple[str, ...] = ()
+
+    def weights(self, how: How) -> str:
+        """What the weights are, in words."""
+        if bits := BITS.get(self.kind):
+            return f"{bits} bits, one scale per {BLOCK} values"
+        return f"int8 of 7 bits, one scale per {'output column' if how.weight_scales == 'column' else 'weight'}"
 
     @property
     def name(self) -> str:
@@ -132,10 +161,19 @@ class Candidate:
     model: onnx.ModelProto
     products: int
     error: float = 0.0
-    agreement: float = 0.0
+    agreement: dict[str, float] = field(default_factory=dict)
     milliseconds: float = 0.0
     measured: Measured | None = None
     reasons: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """What was measured on the calibration rows, in a line."""
+        return (
+            f"{self.scheme.name}: {self.products} integer products, calibration rows answered as fp32 "
+            f"{_shares(self.agreement)}, mean difference of a logit {self.error:.4f}, "
+            f"{self.milliseconds:.2f} ms a window"
+        )
 
     def facts(self) -> dict[str, JsonValue]:
         """What the manifest tells about it."""
@@ -143,7 +181,7 @@ class Candidate:
             "scheme": self.scheme.name,
             "integer_products": self.products,
             "calibration_mean_abs": self.error,
-            "calibration_agreement": self.agreement,
+            "calibration_agreement": dict(self.agreement),
             "ms_per_window": self.milliseconds,
         }
         if self.measured:
@@ -154,9 +192,18 @@ class Candidate:
 
 
 def to_int8(
-    bundle: Bundle, journal: Journal, dev: DevSplit, tolerance: Tolerance | None = None, *, force: bool = False
+    bundle: Bundle,
+    journal: Journal,
+    dev: DevSplit,
+    tolerance: Tolerance | None = None,
+    how: How | None = None,
+    *,
+    force: bool = False,
 ) -> Bundle:
     """Adds the artifact ``onnx_int8``: the first candidate that passes the gate, or the best of those that do not.
+
+    Args:
+        how: by default as `How` says.
 
     Raises:
         ConversionFailed: the number of integer products is not what the architecture demands.
@@ -164,14 +211,14 @@ def to_int8(
     """
     import onnx
 
-    tolerance = tolerance or Tolerance()
+    tolerance, how = tolerance or Tolerance(), how or How()
     source = source_of(bundle, SOURCE)
     calibration = bundle.manifest.splits.get("calibration") or bundle.manifest.splits.get("dev")
     settings: dict[str, JsonValue] = {
-        "pass": 2,
+        "pass": 3,
         "calibration_sha256": calibration.sha256 if calibration else "",
-        "max_drop": tolerance.max_drop,
-        "min_agreement": tolerance.min_agreement,
+        **asdict(tolerance),
+        **asdict(how),
         **dev.fingerprint,
     }
     if not force and is_current(bundle, NAME, SOURCE, settings):
@@ -179,15 +226,15 @@ def to_int8(
         return bundle
     golden = GoldenRows(bundle)
     fused = onnx.load(str(bundle.path(source.file)))
-    bench = Bench(bundle, fused, golden, journal)
+    bench = Bench(bundle, fused, golden, journal, how)
     chosen, tried = _choose(bench, dev, tolerance, journal)
     with workplace(bundle, "onnx") as folder:
         path = folder / "model_int8.onnx"
         path.write_bytes(serialized(chosen.model))
         session = open_session(path)
         check_session(NAME, session, bundle.manifest.signature)
-        static = chosen.scheme.kind == "static"
-        found = golden.predict(run_of(session, bundle.manifest.signature), 4096 if static else 1)
+        invariant = chosen.scheme.kind != "dynamic"
+        found = golden.predict(run_of(session, bundle.manifest.signature), 4096 if invariant else 1)
         parity = golden.measure(NAME, found, tolerance=None)
         return adopt(
             bundle,
@@ -196,34 +243,41 @@ def to_int8(
             source=SOURCE,
             settings=settings,
             artifact_format="onnx",
-            precision="int8",
-            batch_invariant=static,
+            precision="int4" if chosen.scheme.kind == "weights-4" else "int8",
+            batch_invariant=invariant,
             parity=parity,
             quality=chosen.measured.quality if chosen.measured else None,
             details={
                 "scheme": chosen.scheme.name,
                 "integer_products": chosen.products,
                 "kept_float32": list(chosen.scheme.keep),
-                "weights": "int8 of 7 bits, one scale per output column",
+                "weights": chosen.scheme.weights(how),
+                "calibration": how.calibration,
                 "evened_out": sum(item.factors is not None for item in bench.plan.values()),
                 "calibration_windows": len(bench.windows),
                 "ms_per_window": {SOURCE: bench.fp32_milliseconds, NAME: chosen.milliseconds},
                 "cpu_has_vnni": has_vnni(),
                 "candidates": [item.facts() for item in tried],
+                "sensitivity": list(bench.sensitivity),
             },
         )
 
 
 def _choose(bench: Bench, dev: DevSplit, tolerance: Tolerance, journal: Journal) -> tuple[Candidate, list[Candidate]]:
     """Tries the candidates; see the module's docstring for the order."""
+    if bench.how.scheme != "auto":
+        only = bench.candidate(Scheme(bench.how.scheme))
+        bench.time([only])
+        journal.say(f"    {only.told}")
+        journal.say(f"    fp32: {bench.fp32_milliseconds:.2f} ms a window")
+        if dev.rows:
+            bench.judge(only, dev, dev.measure_artifact(SOURCE, journal, bench.bundle), tolerance)
+        return only, [only]
     static, dynamic = bench.candidate(Scheme("static")), bench.candidate(Scheme("dynamic"))
     tried = [static, dynamic]
     bench.time(tried)
     for item in tried:
-        journal.say(
-            f"    {item.scheme.name}: {item.products} integer products, calibration rows answered as fp32 "
-            f"{item.agreement:.2%}, mean difference of a logit {item.error:.4f}, {item.milliseconds:.2f} ms a window"
-        )
+        journal.say(f"    {item.told}")
     journal.say(f"    fp32: {bench.fp32_milliseconds:.2f} ms a window")
     if not dev.rows:
         return static, tried
@@ -263,15 +317,19 @@ def _choose(bench: Bench, dev: DevSplit, tolerance: Tolerance, journal: Journal)
 class Bench:
     """The calibration windows of a bundle, and what candidates do with them."""
 
-    def __init__(self, bundle: Bundle, fused: onnx.ModelProto, golden: GoldenRows, journal: Journal) -> None:
-        self.bundle, self.fused, self.journal = bundle, fused, journal
+    def __init__(
+        self, bundle: Bundle, fused: onnx.ModelProto, golden: GoldenRows, journal: Journal, how: How | None = None
+    ) -> None:
+        self.bundle, self.fused, self.journal, self.how = bundle, fused, journal, how or How()
+        # What each product costs; filled by `sensitive`.
+        self.sensitivity: list[dict[str, JsonValue]] = []
         self.encoder = golden.encoder
         self.signature = bundle.manifest.signature
         self.sites = sites_of(fused)
         wanted = PER_LAYER * int(str(architecture_of(bundle)["layers"]))
         if len(self.sites) != wanted:
             raise ConversionFailed("to_int8", f"{len(self.sites)} products can become integer, {wanted} were expected")
-        self.encoded = self._calibration_rows(golden)
+        self.rows, self.encoded = self._calibration_rows(golden)
         # A text's windows differ little from each other; all of them are kept together, so that rows can be compared.
         self.windows = [self.encoder.row(item, index) for item in self.encoded for index in range(len(item.windows))]
         self._fp32_session = open_session(fused.SerializeToString())
@@ -279,22 +337,30 @@ class Bench:
         self.fp32_milliseconds = 0.0
         with journal.progress("calibration") as progress:
             self.plan = calibrate(
-                fused, self.sites, self.windows, self.signature, bundle.manifest.text.pad_id, progress
+                fused,
+                self.sites,
+                self.windows,
+                self.signature,
+                bundle.manifest.text.pad_id,
+                progress,
+                self.how,
             )
 
-    def _calibration_rows(self, golden: GoldenRows) -> list[Encoded]:
+    def _calibration_rows(self, golden: GoldenRows) -> tuple[list[Row], list[Encoded]]:
         splits = self.bundle.manifest.splits
         ref = splits.get("calibration") or splits.get("dev")
         if ref is None:
-            return golden.encoded
+            return [Row(row.text, pair=row.pair) for row in golden.rows], golden.encoded
+        rows: list[Row] = []
         encoded: list[Encoded] = []
         windows = 0
-        for item in encode_rows(read_rows(self.bundle.path(ref.file)), self.encoder):
+        for row in read_rows(self.bundle.path(ref.file)):
             if windows >= CALIBRATION_WINDOWS:
                 break
-            encoded.append(item)
-            windows += len(item.windows)
-        return encoded
+            rows.append(row)
+            encoded += encode_rows([row], self.encoder)
+            windows += len(encoded[-1].windows)
+        return rows, encoded
 
     def _predict(
         self, session: onnxruntime.InferenceSession, *, alone: bool, rows: int | None = None
@@ -310,8 +376,13 @@ class Bench:
     def candidate(self, scheme: Scheme, windows: int | None = None) -> Candidate:
         """Quantizes, and compares with fp32 on the calibration rows, or on about so many windows of them."""
         sites = [site for site in self.sites if site.output not in scheme.keep]
-        model = quantize(self.fused, sites, self.plan, dynamic=scheme.kind == "dynamic")
-        products = count_products(model)
+        if bits := BITS.get(scheme.kind):
+            model = weight_only(self.fused, [site.output for site in sites], bits, self.journal)
+            products = count_small(model)
+        else:
+            dynamic, by_column = scheme.kind == "dynamic", self.how.weight_scales == "column"
+            model = quantize(self.fused, sites, self.plan, dynamic=dynamic, by_column=by_column)
+            products = count_products(model)
         if products != len(sites):
             raise ConversionFailed("to_int8", f"{products} integer products in the graph, {len(sites)} were asked for")
         candidate = Candidate(scheme, model, products)
@@ -320,7 +391,8 @@ class Bench:
         found = self._predict(session, alone=scheme.kind == "dynamic", rows=rows)
         task, joining = self.bundle.manifest.task, self.bundle.manifest.text.joining
         reference = self.reference[:rows]
-        candidate.agreement = agreement(answers_of(reference, task, joining), answers_of(found, task, joining))
+        before, after = (answers_of(some, task, joining) for some in (reference, found))
+        candidate.agreement = head_agreement(self.rows[:rows], before, after, task)
         candidate.error = difference(reference, found)
         return candidate
 
@@ -335,7 +407,9 @@ class Bench:
             alone=item.scheme.kind == "dynamic",
         )
         item.measured = dev.measure(found, self.bundle.manifest, reference.answers)
-        item.reasons = tuple(judge(reference.quality, item.measured.quality, tolerance))
+        errors = product_errors(self.fused, item.model, self.windows, self.signature, self.bundle.manifest.text.pad_id)
+        comparison = dev.compare(reference, item.measured, tolerance, self.bundle.manifest)
+        item.reasons = (*comparison.reasons, *wrong_products(errors))
         for reason in item.reasons:
             self.journal.say(f"    {item.scheme.name} does not pass: {reason}")
 
@@ -359,23 +433,68 @@ class Bench:
             item.milliseconds = value
 
     def sensitive(self, static: Candidate) -> list[tuple[str, ...]]:
-        """Sets of products to leave in float32, each twice as large as the last, the most sensitive first."""
+        """Sets of products to leave in float32, each twice as large as the last, the most sensitive first.
+
+        What each product costs is kept in `sensitivity` and printed: how far the mean difference of a logit falls
+        where this one product stays float32.
+        """
+        whole = self.candidate(static.scheme, SENSITIVITY_WINDOWS).error
         gains: list[tuple[float, str]] = []
         for number, site in enumerate(self.sites):
             trial = self.candidate(replace(static.scheme, keep=(site.output,)), SENSITIVITY_WINDOWS)
             gains.append((trial.error, site.output))
             self.journal.write(f"without {site.output} ({number + 1} of {len(self.sites)}): {trial.error:.6f}")
-        ranked = [output for _, output in sorted(gains)]
+        gains.sort()
+        names = product_names(self.fused)
+        self.sensitivity = [
+            {"product": names.get(output, output), "tensor": output, "error_without": error, "gain": whole - error}
+            for error, output in gains
+        ]
+        self._show_sensitivity(whole)
+        ranked = [output for _, output in gains]
         sizes = [1]
         while sizes[-1] * 2 <= len(ranked) // 2:
             sizes.append(sizes[-1] * 2)
         return [tuple(ranked[:size]) for size in sizes]
+
+    def _show_sensitivity(self, whole: float, count: int = 8) -> None:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, title=f"a logit differs by {whole:.4f} in the mean", title_justify="left")
+        for column in ("product left in float32", "difference then", "gain"):
+            table.add_column(column, justify="left" if column.startswith("product") else "right")
+        for item in self.sensitivity[:count]:
+            error, gain = float(str(item["error_without"])), float(str(item["gain"]))
+            table.add_row(str(item["product"]), f"{error:.4f}", f"{gain / max(whole, 1e-12):.1%}")
+        self.journal.console.print(table)
 
 
 def serialized(model: onnx.ModelProto) -> bytes:
     """The model as the bytes of its file; always the same for the same model."""
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def head_agreement(rows: Sequence[Row], left: Sequence[Any], right: Sequence[Any], task: Task) -> dict[str, float]:
+    """Share of rows with the same answer, 0 to 1, by head: ``rows``, or ``labels`` and ``entities`` of two heads.
+
+    Args:
+        left, right: in the form of `bundle.predict.answers_of`. A row counts for the head that it tells about, and
+            where no row tells anything, for both.
+    """
+    if task.kind != "multi-task":
+        return {"rows": agreement(left, right)}
+    shares = {}
+    for head, name in enumerate(("labels", "entities")):
+        places = [n for n, row in enumerate(rows) if (row.entities if head else row.label) is not None]
+        places = places or list(range(len(rows)))
+        shares[name] = agreement([left[n][head] for n in places], [right[n][head] for n in places])
+    return shares
+
+
+def _shares(agreements: Mapping[str, float]) -> str:
+    return ", ".join(f"{share:.2%}" + (f" of {name}" if name != "rows" else "") for name, share in agreements.items())
 
 
 def difference(left: Sequence[Predicted], right: Sequence[Predicted]) -> float:
@@ -424,6 +543,7 @@ def calibrate(
     signature: Signature,
     pad_id: int,
     progress: Progress | None = None,
+    how: How | None = None,
 ) -> dict[str, Activation]:
     """Decides how each activation tensor is quantized, from the real tokens of real windows."""
     names = sorted({site.source for site in sites})
@@ -446,7 +566,7 @@ def calibrate(
         done += len(batch)
         if progress:
             progress(done, len(windows))
-    return {name: plan_activation(seen[name], weights[name]) for name in names}
+    return {name: plan_activation(seen[name], weights[name], how or How()) for name in names}
 
 
 class Seen:
@@ -476,8 +596,10 @@ class Seen:
         return np.concatenate(self._sample)
 
 
-def plan_activation(seen: Seen, weights: Sequence[Array]) -> Activation:
+def plan_activation(seen: Seen, weights: Sequence[Array], how: How | None = None) -> Activation:
     """The way to quantize a tensor that changes the products with ``weights`` least, on the tokens that were seen."""
+    how = how or How()
+    by_column = how.weight_scales == "column"
     sample = seen.sample
     exact = [sample @ weight for weight in weights]
     best: tuple[float, Activation] | None = None
@@ -486,9 +608,11 @@ def plan_activation(seen: Seen, weights: Sequence[Array]) -> Activation:
         scaled = sample if factors is None else sample / factors
         low = float((seen.low if factors is None else seen.low / factors).min())
         high = float((seen.high if factors is None else seen.high / factors).max())
-        ready = [quantize_weight(weight if factors is None else weight * factors[:, None]) for weight in weights]
+        ready = [
+            quantize_weight(weight if factors is None else weight * factors[:, None], by_column) for weight in weights
+        ]
         few = scaled.reshape(-1)[:: 1 + scaled.size // RANGE_VALUES]
-        for bottom, top in {(low, high), least_error(few, low, high)}:
+        for bottom, top in ranges(few, low, high, how.calibration):
             scale, zero = grid(bottom, top)
             back = ((np.clip(np.rint(scaled / scale) + zero, 0, 255) - zero) * scale).astype(np.float32)
             error = 0.0
@@ -511,47 +635,30 @@ def smoothing_factors(seen: Seen, weights: Sequence[Array], strength: float) -> 
     return scaled
 
 
-def least_error(values: FloatArray, low: float, high: float) -> tuple[float, float]:
-    """The range in [low, high] whose 8-bit grid represents the values with the least squared error."""
-
-    def error(bottom: float, top: float) -> float:
-        scale, zero = grid(bottom, top)
-        back = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
-        return float(np.square(values - back).mean())
-
-    shares = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-    top = min((high * share for share in shares), key=lambda value: error(low, value))
-    bottom = min((low * share for share in shares), key=lambda value: error(value, top))
-    return float(bottom), float(top)
-
-
-def grid(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point of an unsigned 8-bit grid that holds [low, high] and zero exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(np.float32((high - low) / 255)) or 1.0
-    return scale, int(np.clip(round(-low / scale), 0, 255))
-
-
-def quantize_weight(weight: Array) -> tuple[Array, Array]:
-    """Signed weights of 7 bits, one scale per column.
+def quantize_weight(weight: Array, by_column: bool = True) -> tuple[Array, Array]:
+    """Signed weights of 7 bits.
 
     Args:
         weight: float32 (in, out).
+        by_column: one scale for each column, or one for all of them.
 
     Returns:
-        int8 (in, out), and float32 (out,).
+        int8 (in, out), and the scales: float32 (out,), or of no axis.
     """
-    scale = np.abs(weight).max(axis=0) / WEIGHT_LIMIT
+    scale = np.abs(weight).max(axis=0 if by_column else None) / WEIGHT_LIMIT
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     return np.clip(np.rint(weight / scale), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scale
 
 
-def quantize(model: onnx.ModelProto, sites: Sequence[Site], plan: Plan, *, dynamic: bool = False) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto, sites: Sequence[Site], plan: Plan, *, dynamic: bool = False, by_column: bool = True
+) -> onnx.ModelProto:
     """Makes the given products integer.
 
     Args:
         plan: how each activation tensor is quantized.
         dynamic: let each call find the scales for itself; the plan's ranges are then not used.
+        by_column: one scale for each output column of a weight, or one for all of it.
     """
     graph = Graph(model)
     by_output = {node.output[0]: node for node in graph.nodes}
@@ -565,7 +672,7 @@ def quantize(model: onnx.ModelProto, sites: Sequence[Site], plan: Plan, *, dynam
         exact, mean = graph.constants[site.weight], activation.mean
         if activation.factors is not None:
             exact, mean = exact * activation.factors[:, None], mean / activation.factors
-        weight, weight_scale = quantize_weight(exact)
+        weight, weight_scale = quantize_weight(exact, by_column)
         # What rounding the weights shifts for the mean token.
         shift = (mean @ (exact - weight * weight_scale)).astype(np.float32)
         w, ws = graph.add_constant("weight", weight), graph.add_constant("weight_scale", weight_scale)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from bundle.decode import FloatArray
-from bundle.encode import Encoded, Encoder
+from bundle.encode import Encoded, Encoder, IntArray
 from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.manifest import Quality
@@ -25,7 +26,7 @@ from bundle.rows import Row, read_rows
 from export.architectures import ARCHITECTURES, arrays_of, class_of
 from export.artifact import adopt, is_current, source_of, workplace
 from export.journal import Journal
-from export.parity import FP32_TOLERANCE, GoldenRows
+from export.parity import FP32_TOLERANCE, PROBE, GoldenRows, check_probes, probe_windows
 
 NAME, SOURCE = "paddle_static", "paddle"
 GRAPH, WEIGHTS, ANSWERS = "static/model.json", "static/model.pdiparams", "static/answers.npz"
@@ -51,7 +52,7 @@ def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundl
         raise ExportError(
             f"{bundle.root}: cannot export {manifest.made.architecture!r}; known: {', '.join(ARCHITECTURES)}"
         )
-    settings: dict[str, JsonValue] = {"form": "pir", "sample_rows": SAMPLE_ROWS, "tolerance": FP32_TOLERANCE}
+    settings: dict[str, JsonValue] = {"pass": 2, "form": "pir", "sample_rows": SAMPLE_ROWS, "tolerance": FP32_TOLERANCE}
     if not force and is_current(bundle, NAME, SOURCE, settings):
         journal.say("  up to date")
         return bundle
@@ -60,7 +61,8 @@ def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundl
     encoded = encode_rows(sample, golden.encoder)
     with workplace(bundle, "static") as folder:
         batches = folder / "batches.npz"
-        _write_batches(batches, [("golden", golden.encoded, 1), ("sample", encoded, 4096)], golden.encoder)
+        probes = probe_windows(golden)
+        _write_batches(batches, [("golden", golden.encoded, 1), ("sample", encoded, 4096)], golden.encoder, probes)
         job = {
             "architecture": manifest.made.architecture,
             "checkpoint": str(bundle.path(checkpoint.file).parent.resolve()),
@@ -79,8 +81,15 @@ def to_static(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundl
             parity = golden.measure(NAME, proved)
             reference = predict(encoded, golden.encoder, dygraph)
             found = predict(encoded, golden.encoder, static)
+            asked = dygraph(*probes)
+            check_probes(NAME, static, golden, (*probes, list(asked)))
         quality = quality_of(bundle, sample, found, reference) if sample else None
-        save_answers(folder / "sample.npz", {"": reference, GOLDEN: proved})
+        extra = {"ids": probes[0], "types": probes[1], **{str(number): values for number, values in enumerate(asked)}}
+        save_answers(
+            folder / "sample.npz",
+            {"": reference, GOLDEN: proved},
+            {f"{PROBE}{key}": values for key, values in extra.items()},
+        )
         architecture = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
         return adopt(
             bundle,
@@ -121,8 +130,12 @@ def quality_of(bundle: Bundle, rows: list[Row], found: list[Predicted], referenc
     )
 
 
-def save_answers(path: Path, groups: dict[str, list[Predicted]]) -> None:
-    """The logits of some rows, window by window, as an ``.npz``; each group's names begin with its key."""
+def save_answers(path: Path, groups: dict[str, list[Predicted]], extra: Mapping[str, Any] | None = None) -> None:
+    """The logits of some rows, window by window, as an ``.npz``; each group's names begin with its key.
+
+    Args:
+        extra: further arrays by their names.
+    """
     arrays = {
         f"{group}{row}.{window}{suffix}": values
         for group, predicted in groups.items()
@@ -131,7 +144,7 @@ def save_answers(path: Path, groups: dict[str, list[Predicted]]) -> None:
         for window, values in enumerate(output)
     }
     with path.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        np.savez_compressed(stream, **arrays, **(extra or {}))
 
 
 def load_answers(bundle: Bundle, encoded: list[Encoded], group: str = "") -> list[Predicted]:
@@ -158,8 +171,10 @@ def load_answers(bundle: Bundle, encoded: list[Encoded], group: str = "") -> lis
         raise ExportError(f"{bundle.path(ANSWERS)}: not the answers to these rows: {error}") from error
 
 
-def _write_batches(path: Path, groups: list[tuple[str, list[Encoded], int]], encoder: Encoder) -> None:
-    """Writes the padded batches that `predict` will ask for, in its order."""
+def _write_batches(
+    path: Path, groups: list[tuple[str, list[Encoded], int]], encoder: Encoder, probes: tuple[IntArray, IntArray]
+) -> None:
+    """Writes the padded batches that `predict` will ask for, in its order, and the probes as the last one."""
     arrays: dict[str, Any] = {}
 
     def record(ids: Any, types: Any) -> list[FloatArray]:
@@ -169,6 +184,7 @@ def _write_batches(path: Path, groups: list[tuple[str, list[Encoded], int]], enc
 
     for _, encoded, batch_tokens in groups:
         predict(encoded, encoder, record, batch_tokens=batch_tokens)
+    record(*probes)
     with path.open("wb") as stream:
         np.savez(stream, **arrays)
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bundle.decode import POOLINGS
 from bundle.errors import RecipeError
-from bundle.manifest import TaskKind
+from bundle.manifest import Calibration, Scheme, TaskKind, WeightScales
 
 SHIPPED = Path(__file__).parent / "recipes"
 Form = Literal["quick", "full"]
@@ -145,6 +145,11 @@ class Export(Strict):
 
     max_drop: float = Field(default=0.01, ge=0, description="macro-F1 (taggers: F1) on dev, as a fraction")
     min_agreement: float = Field(default=0.99, ge=0, le=1, description="share of dev rows answered as before")
+    max_shift: float = Field(default=0.02, ge=0, description="of the mean confidence, and rise of its error, on dev")
+    max_noise: float = Field(default=0.15, ge=0, description="mean difference of a logit, as a share of their spread")
+    scheme: Scheme = Field(default="auto", description="what becomes integer; auto takes the first that passes")
+    calibration: Calibration = Field(default="error", description="how the range of an activation is chosen")
+    weight_scales: WeightScales = Field(default="column", description="one scale per output column, or per weight")
 
 
 class Recipe(Strict):

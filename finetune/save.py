@@ -94,8 +94,7 @@ def save(
                 precision="fp32",
                 quality=quality,
                 details={
-                    "max_drop": prepared.recipe.export.max_drop,
-                    "min_agreement": prepared.recipe.export.min_agreement,
+                    **prepared.recipe.export.model_dump(mode="json"),
                     # What the recipe asks for: "auto" lets export choose again, on more rows.
                     "pooling": prepared.recipe.text.pooling,
                 },

@@ -337,7 +337,7 @@ class ModelSummary(BaseModel):
     task: TaskKind
     version: int
     format: str
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "int8", "int4"]
     labels: list[str] = Field(description="what an answer can name: labels of the text, then entity types")
     entity_types: list[str] = Field(description="those of them that are types of entities; empty for a classifier")
     thresholds: dict[str, float] = Field(
@@ -363,7 +363,7 @@ class TextLimits(BaseModel):
 class FormatView(BaseModel):
     """One form of the model that export made, and how good it is."""
 
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "int8", "int4"]
     bytes: int
     sha256: str
     published: bool

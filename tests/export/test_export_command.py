@@ -88,3 +88,15 @@ def test_a_failing_step_names_the_log_and_leaves_status_1(copied: Copy) -> None:
     assert answer.returncode == 1
     text = answer.stdout.replace("\n", " ")
     assert "Attention: 2 of 3" in text and "export.log" in text
+
+
+@pytest.mark.slow
+def test_gate_prints_the_last_judgement_again(copied: Copy) -> None:
+    bundle = copied("bert-classes")
+    answer = export("gate", str(bundle.root.parent))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "INT8 against fp32 on the dev split" in answer.stdout
+    assert f"published: {bundle.manifest.published}" in answer.stdout
+    (bundle.root / "gate.json").unlink()
+    answer = export("gate", str(bundle.root.parent))
+    assert answer.returncode == 1 and "no report yet" in answer.stdout

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,23 +12,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from rich.console import Console
 
 from bundle.folder import Bundle
+from bundle.manifest import Calibration, Task
+from bundle.manifest import Scheme as AnyScheme
 from bundle.predict import Predicted, encode_rows
-from bundle.rows import read_rows
+from bundle.rows import Row, read_rows
 from export.gate import DevSplit, Tolerance
 from export.journal import Journal
 from export.parity import GoldenRows
+from export.ranges import grid, least_error
 from export.session import open_session, run_of
 from export.to_int8 import (
     WEIGHT_LIMIT,
     Bench,
+    Candidate,
+    How,
     Scheme,
     Seen,
     count_products,
     difference,
-    grid,
-    least_error,
+    head_agreement,
     plan_activation,
     quantize_weight,
     serialized,
@@ -35,6 +42,7 @@ from export.to_int8 import (
 
 Copy = Callable[[str], Bundle]
 LAYERS = 2
+MILD = Tolerance(max_drop=1, min_agreement=0, max_shift=1, max_noise=2)
 
 
 @given(st.floats(-1e4, 0), st.floats(0, 1e4))
@@ -169,6 +177,28 @@ def test_a_bundle_without_calibration_rows_is_calibrated_on_its_dev_rows(copied:
 
 
 @pytest.mark.slow
+def test_the_calibration_rows_of_two_heads_are_compared_head_by_head(exported: Copy) -> None:
+    candidates = exported("ernie-multitask").manifest.artifacts["onnx_int8"].details["candidates"]
+    assert isinstance(candidates, list) and isinstance(candidates[0], dict)
+    shares = candidates[0]["calibration_agreement"]
+    assert isinstance(shares, dict) and set(shares) == {"labels", "entities"}
+    # Whole answers would agree no more often than the worse head.
+    assert isinstance(shares["labels"], float) and shares["labels"] >= 0.9
+
+
+def test_a_row_counts_for_the_head_that_it_tells_about() -> None:
+    task = Task(kind="multi-task", labels=("a", "b"), token_labels=("O", "B-X", "I-X"))
+    rows = [Row("x", "a"), Row("x", entities=()), Row("x", "b", entities=())]
+    left = [(0, ()), (0, ()), (1, ())]
+    right = [(0, ((0, 1, "X"),)), (1, ()), (1, ((0, 1, "X"),))]
+    assert head_agreement(rows, left, right, task) == {"labels": 1.0, "entities": 0.5}
+    assert head_agreement([Row("x")] * 3, left, right, task)["labels"] == pytest.approx(2 / 3)
+    assert head_agreement(rows, [0, 1, 1], [0, 1, 0], Task(kind="single-label", labels=("a", "b"))) == {
+        "rows": pytest.approx(2 / 3)
+    }
+
+
+@pytest.mark.slow
 def test_what_was_tried_and_timed_is_recorded(exported: Copy) -> None:
     details = exported("bert-classes").manifest.artifacts["onnx_int8"].details
     candidates, clock = details["candidates"], details["ms_per_window"]
@@ -176,3 +206,86 @@ def test_what_was_tried_and_timed_is_recorded(exported: Copy) -> None:
     schemes = [item["scheme"] for item in candidates if isinstance(item, dict)]
     assert schemes[:2] == ["static", "dynamic"]
     assert set(clock) == {"onnx_fused", "onnx_int8"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calibration", ["min-max", "entropy", "percentile"])
+def test_every_way_of_calibration_makes_a_graph_that_answers(calibration: Calibration, exported: Copy) -> None:
+    bundle = exported("bert-classes")
+    made = candidate_of(bundle, How("static", calibration))
+    assert made.products == 4 * LAYERS
+    assert made.agreement["rows"] > 0.85 and made.error < 0.1
+
+
+@pytest.mark.slow
+def test_one_scale_for_a_whole_weight_is_one_number_in_the_graph(exported: Copy) -> None:
+    model = candidate_of(exported("bert-classes"), How("static", weight_scales="tensor")).model
+    constants = {item.name: item for item in model.graph.initializer}
+    places = {"QAttention": 4, "MatMulIntegerToFloat": 3}
+    scales = [constants[node.input[places[node.op_type]]] for node in model.graph.node if node.op_type in places]
+    assert len(scales) == 4 * LAYERS and all(list(item.dims) == [] for item in scales)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "bits", "precision"), [("weights-8", 8, "int8"), ("weights-4", 4, "int4")])
+def test_weights_of_few_bits_are_smaller_and_do_not_depend_on_the_batch(
+    scheme: AnyScheme, bits: int, precision: str, copied: Copy, journal: Journal
+) -> None:
+    bundle = copied("bert-pairs")
+    bundle = to_int8(bundle, journal, DevSplit(bundle), MILD, How(scheme))
+    artifact = bundle.manifest.artifacts["onnx_int8"]
+    assert artifact.precision == precision and artifact.batch_invariant
+    assert artifact.details["weights"] == f"{bits} bits, one scale per 32 values"
+    assert artifact.details["integer_products"] == 4 * LAYERS
+    model = onnx.load(str(bundle.path(artifact.file)))
+    small = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    assert len(small) == 6 * LAYERS, "Q, K and V on their own, and the three other products"
+    fused = bundle.manifest.artifacts["onnx_fused"]
+    assert artifact.bytes < fused.bytes
+    golden = GoldenRows(bundle)
+    run = run_of(open_session(bundle.path(artifact.file)), bundle.manifest.signature)
+    assert difference(golden.predict(run, 1), golden.predict(run)) < 1e-3
+    candidates = artifact.details["candidates"]
+    assert isinstance(candidates, list) and len(candidates) == 1, "a scheme that is asked for is made alone"
+
+
+@pytest.mark.slow
+def test_the_sensitivity_of_every_product_is_printed_and_kept(exported: Copy, tmp_path: Path) -> None:
+    bundle = exported("bert-classes")
+    words = io.StringIO()
+    fused = onnx.load(str(bundle.path("onnx/model_fused.onnx")))
+    bench = Bench(bundle, fused, GoldenRows(bundle), Journal(tmp_path / "log", Console(file=words, width=80)))
+    bench.sensitive(bench.candidate(Scheme("static")))
+    errors = [item["error_without"] for item in bench.sensitivity]
+    assert len(errors) == 4 * LAYERS and errors == sorted(errors)  # type: ignore[type-var]
+    assert {item["product"] for item in bench.sensitivity} >= {"layer 1, attention QKV", "layer 2, feed-forward out"}
+    worst = str(bench.sensitivity[0]["product"])
+    assert worst in words.getvalue() and "product left in float32" in words.getvalue()
+
+
+@pytest.mark.slow
+def test_the_manifest_keeps_the_sensitivity_where_products_had_to_be_tried(exported: Copy) -> None:
+    details = exported("bert-tags").manifest.artifacts["onnx_int8"].details
+    kept, candidates = details["sensitivity"], details["candidates"]
+    assert isinstance(kept, list) and isinstance(candidates, list)
+    tried = any("kept" in str(item["scheme"]) for item in candidates if isinstance(item, dict))
+    assert len(kept) == (4 * LAYERS if tried else 0)
+    assert all(isinstance(item, dict) and set(item) == {"product", "tensor", "error_without", "gain"} for item in kept)
+
+
+@pytest.mark.slow
+def test_another_calibration_makes_the_step_run_again(copied: Copy, tmp_path: Path) -> None:
+    bundle = copied("bert-classes")
+    words = io.StringIO()
+    journal = Journal(tmp_path / "export.log", Console(file=words, width=200))
+    bundle = to_int8(bundle, journal, DevSplit(bundle), how=How("static", "percentile"))
+    assert "up to date" not in words.getvalue()
+    assert bundle.manifest.artifacts["onnx_int8"].details["calibration"] == "percentile"
+    to_int8(bundle, journal, DevSplit(bundle), how=How("static", "percentile"))
+    assert "up to date" in words.getvalue()
+
+
+def candidate_of(bundle: Bundle, how: How) -> Candidate:
+    fused = onnx.load(str(bundle.path("onnx/model_fused.onnx")))
+    bench = Bench(bundle, fused, GoldenRows(bundle), Journal(bundle.root.parent / "trial.log"), how)
+    return bench.candidate(Scheme(how.scheme))

@@ -1,0 +1,57 @@
+"""What a GPU needs, and a plain refusal where it is missing.
+
+The same graph runs on a GPU: onnxruntime-gpu has CUDA and TensorRT providers for the fused operators.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+from pathlib import Path
+
+from bundle.errors import ExportError
+
+# In the order of preference.
+PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+
+
+class GpuMissing(ExportError):
+    """A GPU was asked for and cannot be used here.
+
+    >>> print(GpuMissing(["no NVIDIA device (/dev/nvidia0)", "no CUDA driver (libcuda.so.1)"]))
+    --device gpu cannot be used here: no NVIDIA device (/dev/nvidia0); no CUDA driver (libcuda.so.1)
+    """
+
+    def __init__(self, missing: list[str]) -> None:
+        self.missing = tuple(missing)
+        super().__init__(f"--device gpu cannot be used here: {'; '.join(missing)}")
+
+
+def missing_for_gpu() -> list[str]:
+    """What this machine lacks to run a graph on a GPU, one sentence each; empty if it lacks nothing."""
+    import onnxruntime as ort
+
+    missing = []
+    if not Path("/dev/nvidia0").exists():
+        missing.append("no NVIDIA device (/dev/nvidia0)")
+    if ctypes.util.find_library("cuda") is None:
+        missing.append("no CUDA driver (libcuda.so.1)")
+    found = ort.get_available_providers()
+    if not set(PROVIDERS) & set(found):
+        missing.append(
+            f"onnxruntime {ort.__version__} has only {', '.join(found)}, none of {', '.join(PROVIDERS)}: install "
+            "requirements/gpu.txt, which has onnxruntime-gpu in its place"
+        )
+    return missing
+
+
+def require_gpu() -> tuple[str, ...]:
+    """The providers to open a session with, the best first.
+
+    Raises:
+        GpuMissing: saying all that is missing.
+    """
+    if missing := missing_for_gpu():
+        raise GpuMissing(missing)
+    import onnxruntime as ort
+
+    return tuple(name for name in PROVIDERS if name in ort.get_available_providers())
