@@ -186,6 +186,55 @@ def _step(
     return bundle
 
 
+PLAN_EXAMPLES = """[bold]Examples[/bold]
+
+  python -m export plan artifacts/news
+  python -m export plan artifacts/news --p99-ms 400 --clients 16
+  python -m export plan artifacts/news --exhaustive
+"""
+
+
+@app.command(name="plan", epilog=PLAN_EXAMPLES)
+def make_plan(
+    folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")],
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Every candidate at full count; tells how good the quick search is.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure anew what is known of this machine.")] = False,
+    clients: Annotated[int, typer.Option(min=1, help="Clients at a time where throughput is measured.")] = 8,
+    p99_ms: Annotated[
+        float, typer.Option(min=0, help="Bound on a request's p99 under them; 0: twice that of the defaults.")
+    ] = 0.0,
+    paddle: Annotated[bool, typer.Option("--paddle/--no-paddle", help="Compare with Paddle Inference as well.")] = True,
+    repository: Annotated[
+        Path, typer.Option(help="Triton's model repository, written anew where it holds this model.")
+    ] = Path("model_repository"),
+) -> None:
+    """Measures how the model is best run on this machine and writes it to the manifest, which both engines follow."""
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle
+    from export.journal import Journal
+    from export.plan import Wish, plan
+
+    console = Console()
+    root = bundle_folder(folder)
+    journal = Journal((root.parent if root.name == "bundle" else root) / "export.log", console)
+    try:
+        bundle = open_bundle(root, verify=False)
+        journal.say(f"{bundle.name}: {root}")
+        wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle)
+        bundle = plan(bundle, journal, wish, force=force)
+    except SlipwayError as error:
+        _complain(console, error)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        journal.say("stopped; the same command goes on from the last whole round")
+        raise typer.Exit(130) from error
+    journal.say("Next: make serve")
+
+
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")]) -> None:
     """Lists a bundle's artifacts: sizes, parity with the trained model, quality on the dev split."""
