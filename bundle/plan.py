@@ -38,13 +38,14 @@ def described(machine: Machine) -> str:
     return f"{machine.cpu}, {machine.cores} core(s) ({', '.join(machine.isa) or 'no vector extensions known'})"
 
 
-def form_to_run(manifest: Manifest, aim: Aim | None) -> str:
-    """Name of the artifact that is served for an aim: the plan's choice, else the published one.
+def planned(manifest: Manifest, aim: Aim | None) -> Setup | None:
+    """What the manifest's plan chose for an aim; None without a plan, or where it is of other files than these.
 
     Args:
         aim: None leaves the plan aside.
     """
-    return manifest.plan.choice(aim).artifact if manifest.plan and aim else manifest.published
+    plan = manifest.without_stale_plan().plan
+    return plan.choice(aim) if plan and aim else None
 
 
 def usual(artifact: str, cores: int) -> Setup:

@@ -57,11 +57,13 @@ class Effort:
     """How much a search may take.
 
     Attributes:
-        seconds: what the laps should take together on a quiet machine; sizes of laps follow from it.
+        seconds: what the laps should take together; sizes of laps follow from it, and a stage that takes more than
+            half as long again as its share ends early.
         windows: sizes of a computation that are tried.
         rounds: of the three stages.
         finalists: that reach the last stage.
-        duels: rounds against the defaults at the end.
+        duels: rounds against the defaults at the end; 0 leaves it at the ratios of the table.
+        every_form: whether all forms that may be served are tried, or only the published one.
         smallest: texts of a lap at least, however slow the model is: (latency, throughput).
     """
 
@@ -71,12 +73,15 @@ class Effort:
     finalists: int
     duels: int
     smallest: tuple[int, int]
+    every_form: bool = True
 
 
 EFFORTS: dict[Search, Effort] = {
-    "brief": Effort(40.0, (1, 8), (1, 2, 2), 3, 3, (6, 8)),
+    "brief": Effort(30.0, (1, 8), (1, 2, 2), 2, 0, (6, 8), every_form=False),
     "quick": Effort(150.0, (1, 4, 8, 16, 32), (2, 2, 6), 4, 8, (8, 12)),
 }
+# So few candidates need no first stage.
+FEW = 8
 # Rounds of every candidate in the exhaustive search: as many as a finalist of the quick one has in its last stage.
 FULL_ROUNDS = EFFORTS["quick"].rounds[2]
 LARGEST_LAP = 96
@@ -166,8 +171,10 @@ def layouts(count: int) -> list[tuple[int, int]]:
     return [(count // number, number) for number in threads]
 
 
-def candidates(manifest: Manifest, count: int, windows: Sequence[int], free_bytes: float = math.inf) -> list[Setup]:
-    """Every setup of the forms that may be served.
+def candidates(
+    manifest: Manifest, forms: Sequence[str], count: int, windows: Sequence[int], free_bytes: float = math.inf
+) -> list[Setup]:
+    """Every setup of some forms.
 
     Args:
         count: cores to share.
@@ -175,7 +182,7 @@ def candidates(manifest: Manifest, count: int, windows: Sequence[int], free_byte
         free_bytes: memory; layouts whose sessions need more than their share of it are left out.
     """
     found = []
-    for name in manifest.servable:
+    for name in forms:
         artifact = manifest.artifacts[name]
         sizes = sorted(set(windows)) if artifact.batch_invariant else [1]
         for sessions, threads in layouts(count):
@@ -230,11 +237,22 @@ class Course:
         self.kept.settle(name, size)
         return size
 
-    def drive(self, aim: Aim, stage: str, setups: Sequence[Setup], rounds: int, size: int) -> None:
-        """Adds rounds of some setups, and of the defaults, to the board of an aim."""
-        board = self.boards[aim]
+    def drive(
+        self, aim: Aim, stage: str, setups: Sequence[Setup], rounds: int, size: int, seconds: float = math.inf
+    ) -> int:
+        """Adds rounds of some setups, and of the defaults, to the board of an aim.
+
+        Args:
+            seconds: after so many no further round is begun.
+
+        Returns:
+            the number of rounds.
+        """
+        board, begun = self.boards[aim], time.perf_counter()
         racing = list(dict.fromkeys([board.defaults, *setups]))
         for number in range(rounds):
+            if time.perf_counter() - begun > seconds:
+                return number
             name = f"{aim}/{self.clients(aim)}/{stage}/{number}/{size}"
             laps = self.kept.laps(name, racing)
             if laps is None:
@@ -249,6 +267,7 @@ class Course:
             else:
                 self.tell(f"{aim}, {stage}: kept")
             board.rounds.append(laps)
+        return rounds
 
     def racing(self, aim: Aim, everything: Sequence[Setup]) -> list[Setup]:
         """The candidates of an aim: one request at a time fills no computation beyond its own windows."""
@@ -261,31 +280,25 @@ class Course:
     def narrow(self, aim: Aim, search: Search, everything: Sequence[Setup], effort: Effort) -> Setup:
         """The search of the module's docstring; returns the choice."""
         everything = self.racing(aim, everything)
-        board = self.boards[aim]
-        share = effort.seconds / 2 / 3
-        coarse = [setup for setup in everything if setup.by_length and setup.windows in (1, 8)]
-        stage = f"{search} 1"
-        size = self.size(aim, stage, share, len(coarse) * effort.rounds[0], effort)
-        self.drive(aim, stage, coarse, effort.rounds[0], size)
-        rounds = board.shared(coarse, effort.rounds[0])
-        first = board.ranked(coarse, rounds)[0]
-        near = {
-            (setup.artifact, setup.sessions)
-            for setup in coarse
-            if board.ratio(setup, rounds) * NEAR >= board.ratio(first, rounds)
-        } | {(first.artifact, first.sessions)}
+        board, share = self.boards[aim], effort.seconds / len(AIMS) / 3
 
-        fine = [setup for setup in everything if (setup.artifact, setup.sessions) in near]
-        stage = f"{search} 2"
-        size = self.size(aim, stage, share, len(fine) * effort.rounds[1], effort)
-        self.drive(aim, stage, fine, effort.rounds[1], size)
-        rounds = board.shared(fine, effort.rounds[1])
-        last = board.ranked(fine, rounds)[: effort.finalists]
+        def stage(number: int, setups: Sequence[Setup]) -> list[dict[Setup, Lap]]:
+            rounds, name = effort.rounds[number - 1], f"{search} {number}"
+            laps = len(dict.fromkeys([board.defaults, *setups])) * rounds
+            size = self.size(aim, name, share, laps, effort)
+            return board.shared(setups, self.drive(aim, name, setups, rounds, size, 1.5 * share))
 
-        stage = f"{search} 3"
-        size = self.size(aim, stage, share, (len(last) + 1) * effort.rounds[2], effort)
-        self.drive(aim, stage, last, effort.rounds[2], size)
-        return board.best(last, board.shared(last, effort.rounds[2]))
+        fine = everything
+        if len(everything) > FEW:
+            coarse = [setup for setup in everything if setup.by_length and setup.windows in (1, 8)]
+            rounds = stage(1, coarse)
+            first = board.ranked(coarse, rounds)[0]
+            least = board.ratio(first, rounds) / NEAR
+            near = {(item.artifact, item.sessions) for item in coarse if board.ratio(item, rounds) >= least}
+            near.add((first.artifact, first.sessions))
+            fine = [setup for setup in everything if (setup.artifact, setup.sessions) in near]
+        last = board.ranked(fine, stage(2, fine))[: effort.finalists]
+        return board.best(last, stage(3, last))
 
 
 @dataclass(frozen=True)
@@ -330,7 +343,7 @@ def plan(
     sample = digest([manifest.splits["dev"].sha256, manifest.text.model_dump(mode="json"), SAMPLE])
     file = kept or bundle.root.parent / "plan.json"
     effort = EFFORTS["brief" if wish.search == "brief" else "quick"]
-    everything = candidates(manifest, count, effort.windows, free_memory())
+    everything = candidates(manifest, _forms(manifest, wish), count, effort.windows, free_memory())
     defaults = usual(manifest.published, count)
     track = Track(bundle, mix, WARMUP)
     known = Kept(file, here, manifest, sample, forget=force)
@@ -388,6 +401,12 @@ def _search(course: Course, everything: Sequence[Setup], effort: Effort) -> Find
     return Finding(chosen, quick, regret)
 
 
+def _forms(manifest: Manifest, wish: Wish) -> tuple[str, ...]:
+    """What is tried: the published form first."""
+    every = EFFORTS["brief" if wish.search == "brief" else "quick"].every_form
+    return manifest.servable if every else manifest.servable[:1]
+
+
 def _up_to_date(manifest: Manifest, wish: Wish, versions: dict[str, str]) -> str | None:
     """Why nothing has to be measured; None where it has."""
     made = manifest.plan
@@ -399,7 +418,7 @@ def _up_to_date(manifest: Manifest, wish: Wish, versions: dict[str, str]) -> str
     if wish.p99_ms and made.p99_limit_ms != round(wish.p99_ms, 1):
         return None
     dev = manifest.splits.get("dev")
-    if dev is None or made.dev_sha256 != dev.sha256 or set(made.artifacts) != set(manifest.servable):
+    if dev is None or made.dev_sha256 != dev.sha256 or not set(_forms(manifest, wish)) <= set(made.artifacts):
         return None
     return f"{made.search} plan of {made.created}: {made.throughput}"
 
@@ -409,15 +428,16 @@ def _up_to_date(manifest: Manifest, wish: Wish, versions: dict[str, str]) -> str
 
 def _duels(course: Course, choice: Setup, effort: Effort, journal: Journal, bundle: Bundle) -> tuple[Duel, ...]:
     """The choice for throughput against the defaults: of the same form, of the graph as converted, of Paddle."""
+    if not effort.duels:
+        return ()
     rivals = [usual(choice.artifact, cores())]
     if "onnx_fp32" in bundle.manifest.artifacts and choice.artifact != "onnx_fp32":
         rivals.append(usual("onnx_fp32", cores()))
     rivals = [rival for rival in rivals if rival != choice]
-    size = course.size("throughput", "quick 3" if course.wish.search != "brief" else "brief 3", 0, 1, effort)
+    size = course.size("throughput", "quick 3", 0, 1, effort)
     laps: dict[Setup, list[Lap]] = {setup: [] for setup in (choice, *rivals)}
     slow: list[Lap] = []
-    wanted = course.wish.paddle and course.wish.search != "brief"
-    with paddle_default(bundle, course.track.mix.lap(0, WARMUP), journal, wanted) as paddle:
+    with paddle_default(bundle, course.track.mix.lap(0, WARMUP), journal, course.wish.paddle) as paddle:
         for number in range(effort.duels):
             racing = [*laps, paddle.setup] if paddle and number < PADDLE_ROUNDS else list(laps)
             for setup in course.dice.sample(racing, len(racing)):
@@ -477,10 +497,12 @@ def table_of(boards: dict[Aim, Board]) -> tuple[Trial, ...]:
 
 def _laps_ahead(everything: Sequence[Setup], effort: Effort, wish: Wish) -> int:
     """About how many laps a search has: for the progress bar."""
-    coarse = len([setup for setup in everything if setup.by_length and setup.windows in (1, 8)]) + 1
-    pairs = max(1, len({(setup.artifact, setup.sessions) for setup in everything}))
-    # As a rule one pair in three stays near the best.
-    fine = len(everything) // pairs * max(1, pairs // 3) + 1
+    coarse, fine = 0, len(everything)
+    if len(everything) > FEW:
+        coarse = len([setup for setup in everything if setup.by_length and setup.windows in (1, 8)]) + 1
+        # As a rule one pair of form and sessions in three stays near the best.
+        pairs = len({(setup.artifact, setup.sessions) for setup in everything})
+        fine = len(everything) // pairs * max(1, pairs // 3) + 1
     laps = 2 * (coarse * effort.rounds[0] + fine * effort.rounds[1] + (effort.finalists + 1) * effort.rounds[2])
     if wish.search == "exhaustive":
         laps += 2 * (len(everything) + 1) * FULL_ROUNDS

@@ -66,12 +66,8 @@ def table(plan: Plan) -> Table:
     """The best setups for either aim and the defaults."""
     from rich.table import Table
 
-    made = Table(
-        title=f"{len(plan.table)} setups, the best of either aim",
-        title_justify="left",
-        caption_justify="left",
-        padding=0,
-    )
+    title = f"{len(plan.table)} setups, the best of either aim"
+    made = Table(title=title, title_justify="left", caption_justify="left", padding=0)
     made.add_column("", no_wrap=True)
     made.add_column("form", no_wrap=True)
     for column in ("s×t", "win", "p50", "p99", "×", "n", "text/s", "p99", "×", "n"):
