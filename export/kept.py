@@ -68,12 +68,16 @@ class Kept:
             found[setup] = Lap(known["seconds"], tuple(known["ms"]))
         return found
 
-    def keep(self, name: str, laps: Mapping[Setup, Lap]) -> None:
-        """Adds a whole round and writes the file."""
-        for setup, lap in laps.items():
-            entry = {"seconds": round(lap.seconds, 6), "ms": [round(value, 3) for value in lap.latencies]}
-            self._place(setup)[f"{self._sample}/{name}"] = entry
+    def keep(self, name: str, laps: Mapping[Setup, Lap]) -> dict[Setup, Lap]:
+        """Adds a whole round, writes the file, and returns the round as it will be read again (rounded)."""
+        rounded = {
+            setup: Lap(round(lap.seconds, 6), tuple(round(value, 3) for value in lap.latencies))
+            for setup, lap in laps.items()
+        }
+        for setup, lap in rounded.items():
+            self._place(setup)[f"{self._sample}/{name}"] = {"seconds": lap.seconds, "ms": list(lap.latencies)}
         self._write()
+        return rounded
 
     def _place(self, setup: Setup) -> dict[str, Any]:
         artifact = self._manifest.artifacts[setup.artifact]

@@ -262,7 +262,7 @@ class Course:
                 for setup in self.dice.sample(racing, len(racing)):
                     self.tell(f"{aim}, {stage}: {setup}")
                     laps[setup] = self.track.drive(setup, self.clients(aim), place, size)
-                self.kept.keep(name, laps)
+                laps = self.kept.keep(name, laps)
                 self.driven += 1
             else:
                 self.tell(f"{aim}, {stage}: kept")
