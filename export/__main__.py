@@ -325,6 +325,12 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
         style="dim",
         highlight=False,
     )
+    if made := bundle.manifest.plan:
+        console.print(
+            f"plan ({made.search}, {made.created[:10]}, {made.machine.cpu}, {made.machine.cores} cores): "
+            f"latency {made.latency}; throughput {made.throughput}",
+            highlight=False,
+        )
     served = f"* is served: {published}" if published else "Nothing is published yet. Next: make export"
     console.print(served, highlight=False)
 

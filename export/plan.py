@@ -78,7 +78,7 @@ class Effort:
 
 EFFORTS: dict[Search, Effort] = {
     "brief": Effort(30.0, (1, 8), (1, 2, 2), 2, 0, (6, 8), every_form=False),
-    "quick": Effort(150.0, (1, 4, 8, 16, 32), (2, 2, 6), 4, 8, (8, 12)),
+    "quick": Effort(150.0, (1, 4, 8, 16, 32), (2, 2, 6), 4, 8, (8, 16)),
 }
 # So few candidates need no first stage.
 FEW = 8
@@ -118,9 +118,9 @@ class Board:
         found = [laps for laps in self.rounds if all(setup in laps for setup in setups)]
         return found if last is None else found[-last:]
 
-    def ratio(self, setup: Setup, rounds: Sequence[dict[Setup, Lap]]) -> float:
-        """How many times better than the defaults: texts/s, or the median request; the median over rounds."""
-        return float(np.median([self._gain(laps[setup], laps[self.defaults]) for laps in rounds]))
+    def ratio(self, setup: Setup, rounds: Sequence[dict[Setup, Lap]], other: Setup | None = None) -> float:
+        """How many times better than the defaults, or another: in texts/s, or the median request; median of rounds."""
+        return float(np.median([self._gain(laps[setup], laps[other or self.defaults]) for laps in rounds]))
 
     def _gain(self, lap: Lap, other: Lap) -> float:
         if self.aim == "latency":
@@ -307,7 +307,8 @@ class Finding:
 
     Attributes:
         best: the best of an exhaustive search, by aim.
-        regret: 1 - (the quick choice's ratio / the best's), in the exhaustive search's own rounds.
+        regret: 1 - (what the quick choice does / what the best does), the median of rounds that these two were driven
+            in afterwards: of many candidates the one that looks best has had luck as well.
     """
 
     chosen: dict[Aim, Setup]
@@ -393,11 +394,14 @@ def _search(course: Course, everything: Sequence[Setup], effort: Effort) -> Find
         size = course.size(aim, "quick 3", 0, 1, effort)
         racing = course.racing(aim, everything)
         course.drive(aim, "exhaustive", racing, FULL_ROUNDS, size)
-        rounds = board.shared(racing, FULL_ROUNDS)
-        best = board.best(racing, rounds)
         # The first of the ranking and not the choice: the tie rule may not flatter the quick search.
-        top = board.ratio(board.ranked(racing, rounds)[0], rounds)
-        chosen[aim], regret[aim] = best, max(0.0, 1 - board.ratio(quick[aim], rounds) / top)
+        best = board.ranked(racing, board.shared(racing, FULL_ROUNDS))[0]
+        chosen[aim], regret[aim] = quick[aim], 0.0
+        if best != quick[aim]:
+            both = [best, quick[aim]]
+            rounds = board.shared(both, course.drive(aim, "final", both, 2 * FULL_ROUNDS, size))
+            regret[aim] = 1 - board.ratio(quick[aim], rounds, best)
+            chosen[aim] = board.best(both, rounds)
     return Finding(chosen, quick, regret)
 
 
@@ -505,7 +509,7 @@ def _laps_ahead(everything: Sequence[Setup], effort: Effort, wish: Wish) -> int:
         fine = len(everything) // pairs * max(1, pairs // 3) + 1
     laps = 2 * (coarse * effort.rounds[0] + fine * effort.rounds[1] + (effort.finalists + 1) * effort.rounds[2])
     if wish.search == "exhaustive":
-        laps += 2 * (len(everything) + 1) * FULL_ROUNDS
+        laps += 2 * (len(everything) + 6) * FULL_ROUNDS
     return laps + 3 * effort.duels
 
 

@@ -41,9 +41,8 @@ def tell(
     for aim, told in AIM_TOLD.items():
         journal.say(f"    {aim} ({told}): {plan.choice(aim)}")
         if aim in regret:
-            journal.say(
-                f"        the quick search chose {quick[aim]}: {100 * regret[aim]:.1f}% behind the exhaustive best"
-            )
+            share = 100 * max(0.0, regret[aim])
+            journal.say(f"        the quick search chose {quick[aim]}: {share:.1f}% behind the exhaustive best")
     journal.say(f"    p99 limit under {plan.clients} clients: {plan.p99_limit_ms:.0f} ms")
     for duel in plan.vs_defaults:
         journal.say(f"    {duelled(duel, plan.clients)}")
