@@ -36,6 +36,9 @@ finetune: $(READY) ## train RECIPE (news) in FORM (quick|full), evaluate, write 
 export: $(READY) ## bundle → static graph → ONNX → fused → INT8, each proved; then the Triton repository
 	@$(PY) -m export run $(MODEL) --repository $(REPOSITORY) $(force) $(ARGS)
 
+plan: $(READY) ## measure how RECIPE's model is best run on this machine; both engines follow it; ARGS=--exhaustive
+	@$(PY) -m export plan $(MODEL) --repository $(REPOSITORY) $(force) $(ARGS)
+
 serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; Ctrl-C stops
 	@exec $(PY) -m serving run --engine $(ENGINE) --host $(HOST) --port $(PORT) \
 	  --bundles $(ARTIFACTS) --model-repository $(REPOSITORY) $(ARGS)
@@ -103,4 +106,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	done; \
 	touch $(READY); echo "setup: done in $$((SECONDS - started)) s"
 
-.PHONY: finetune export serve evaluate bench loadtest tables test test-unit properties check recipes setup lock clean help
+.PHONY: finetune export plan serve evaluate bench loadtest tables test test-unit properties check recipes setup lock clean help

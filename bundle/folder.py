@@ -103,7 +103,8 @@ class Bundle:
                 raise ChecksumMismatch(path, ref.sha256, found)
 
     def save(self, manifest: Manifest) -> Bundle:
-        """Writes a new manifest and returns the bundle as it now is."""
+        """Writes a new manifest and returns the bundle as it now is; a plan of files that it no longer names goes."""
+        manifest = manifest.without_stale_plan()
         write_atomic(self.root / MANIFEST, manifest.dumps())
         return replace(self, manifest=manifest)
 

@@ -5,6 +5,7 @@ Whatever stands here (label names, tensor names, maximum length, pooling) is nev
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Literal, Self
@@ -23,6 +24,7 @@ Scheme = Literal["auto", "static", "dynamic", "weights-8", "weights-4"]
 Calibration = Literal["error", "min-max", "entropy", "percentile"]
 WeightScales = Literal["column", "tensor"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+Aim = Literal["throughput", "latency"]
 DType = Literal["int64", "int32", "float32", "float16"]
 
 
@@ -226,6 +228,143 @@ class Artifact(Frozen):
     quality: Quality | None = None
     details: dict[str, JsonValue] = Field(default_factory=dict, description="fused node counts, quantization, timings")
 
+    @property
+    def identity(self) -> str:
+        """One checksum over the file and its companions."""
+        parts = [self.sha256, *(ref.sha256 for ref in self.files)]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+class Machine(Frozen):
+    """What a plan was measured on.
+
+    Attributes:
+        cpu: model name of the processor.
+        cores: that the process may use.
+        isa: its instruction sets, of those that decide how fast a matrix product is.
+        memory_gib: of the whole machine, for the reader; it does not decide whether a plan is foreign.
+        versions: of Python and of the runtimes.
+    """
+
+    cpu: str
+    cores: int = Field(ge=1)
+    isa: tuple[str, ...]
+    memory_gib: float
+    versions: dict[str, str]
+
+
+class Setup(Frozen):
+    """One way to run a model on a machine.
+
+    Attributes:
+        artifact: name of the form that is run.
+        threads: intra-op threads of each session; 0 where a runtime's own default was left as it is.
+        sessions: computations at the same time.
+        windows: most windows in one computation; windows of several requests may come together.
+        by_length: whether windows of a computation are of like length, or padded as they come; of one window no matter.
+    """
+
+    runtime: Literal["onnxruntime", "paddle-inference"] = "onnxruntime"
+    artifact: str
+    threads: int = Field(ge=0)
+    sessions: int = Field(ge=1)
+    windows: int = Field(ge=1)
+    by_length: bool = True
+
+    def __str__(self) -> str:
+        batch = "1 window" if self.windows == 1 else f"≤ {self.windows} windows"
+        order = "" if self.windows == 1 else (", by length" if self.by_length else ", padded")
+        return f"{self.artifact} {self.sessions}×{self.threads or 'default'}, {batch}{order}"
+
+
+class Trial(Frozen):
+    """What a setup did: alone with one request at a time, and under several clients that each wait for their answer.
+
+    A request is a text of the dev split, already cut into windows; tokenizing and HTTP are not in these figures.
+
+    Attributes:
+        p50_ms, p99_ms: of one request at a time; with fewer than 100 requests p99 is the slowest.
+        speedup: how many times faster than the defaults the median request was in the same rounds (median of rounds).
+        texts_per_second: under the clients, median of the rounds.
+        loaded_p50_ms, loaded_p99_ms: of a request under the clients.
+        throughput_ratio: throughput over that of the defaults in the same rounds (median of rounds).
+        requests, loaded_requests: how many were timed.
+        rounds, loaded_rounds: in how many rounds; a search drops the slow ones early.
+    """
+
+    setup: Setup
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    speedup: float | None = None
+    requests: int = 0
+    rounds: int = 0
+    texts_per_second: float | None = None
+    loaded_p50_ms: float | None = None
+    loaded_p99_ms: float | None = None
+    throughput_ratio: float | None = None
+    loaded_requests: int = 0
+    loaded_rounds: int = 0
+
+
+class Duel(Frozen):
+    """The choice for throughput against another setup, round by round under the same clients.
+
+    Attributes:
+        ratio: the choice's texts/s over the other's, median of the rounds; ``lowest`` and ``highest`` of one round.
+        requests: timed of each side.
+    """
+
+    against: Setup
+    ratio: float
+    lowest: float
+    highest: float
+    texts_per_second: float
+    rounds: int
+    requests: int
+
+
+class Plan(Frozen):
+    """How a model is best run on one machine, as `python -m export plan` measured it there.
+
+    Attributes:
+        artifacts: name → checksum of every form that was measured; another checksum makes the plan void.
+        sample: texts of the dev split that stood for its length mix, evenly spaced by length.
+        windows_per_text, tokens_per_text: means over the sample; tokens are those that the model reads.
+        clients: that were under way at the same time where throughput was measured, each with one request.
+        p99_limit_ms: bound on a request's p99 under the clients.
+        warmup: requests of each setup before anything counts.
+        load_before: of the machine before the first measurement (1-minute load average).
+        latency: the setup with the lowest median of one request; throughput: the one with the most texts/s whose p99
+            keeps the limit; defaults: one session, all threads, one window at a time.
+        vs_defaults: throughput against the defaults, first of the same form, then of the graph as converted, then of
+            Paddle Inference, as far as they were there.
+        table: every setup that was measured.
+    """
+
+    created: str = Field(description="ISO 8601, UTC")
+    commit: str
+    search: Literal["brief", "quick", "exhaustive"]
+    machine: Machine
+    artifacts: dict[str, str]
+    dev_sha256: str
+    sample: int
+    windows_per_text: float
+    tokens_per_text: float
+    clients: int
+    p99_limit_ms: float
+    warmup: int
+    load_before: float
+    seconds: float
+    latency: Setup
+    throughput: Setup
+    defaults: Setup
+    vs_defaults: tuple[Duel, ...] = ()
+    table: tuple[Trial, ...] = ()
+
+    def choice(self, aim: Aim) -> Setup:
+        """The setup for an aim."""
+        return self.latency if aim == "latency" else self.throughput
+
 
 class Manifest(Frozen):
     """Everything that the other rooms know about a model."""
@@ -244,12 +383,38 @@ class Manifest(Frozen):
     )
     artifacts: dict[str, Artifact] = Field(default_factory=dict)
     published: str = Field(default="", description="name of the artifact to serve; empty until export has passed")
+    plan: Plan | None = Field(default=None, description="how to run it on the machine where it was measured")
 
     @model_validator(mode="after")
     def _published_exists(self) -> Self:
         if self.published and self.published not in self.artifacts:
             raise ValueError(f"published artifact {self.published!r} is not among the artifacts")
         return self
+
+    @property
+    def servable(self) -> tuple[str, ...]:
+        """The artifacts that a plan may choose: the published one, and those in float32 that were proved.
+
+        The published one comes first; empty while nothing is published.
+        """
+        if not self.published:
+            return ()
+        exact = (
+            name
+            for name, item in self.artifacts.items()
+            if item.format == "onnx" and item.precision == "fp32" and item.parity is not None
+        )
+        return tuple(dict.fromkeys((self.published, *exact)))
+
+    def without_stale_plan(self) -> Manifest:
+        """The manifest, without a plan that measured other files than it names or chose what may not be served."""
+        if self.plan is None:
+            return self
+        known = {name: item.identity for name, item in self.artifacts.items()}
+        chosen = {self.plan.latency.artifact, self.plan.throughput.artifact}
+        if self.plan.artifacts.items() <= known.items() and chosen <= set(self.servable):
+            return self
+        return self.model_copy(update={"plan": None})
 
     def dumps(self) -> str:
         """The manifest as the text of ``bundle.json``."""

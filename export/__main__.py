@@ -36,7 +36,16 @@ class Step(StrEnum):
     POOLING = "pooling"
     TO_INT8 = "to_int8"
     GATE = "gate"
+    PLAN = "plan"
     TO_TRITON = "to_triton"
+
+
+class Aims(StrEnum):
+    """What the repository is written for; the plan knows both, and none leaves it aside."""
+
+    THROUGHPUT = "throughput"
+    LATENCY = "latency"
+    NONE = "none"
 
 
 class Backend(StrEnum):
@@ -87,7 +96,8 @@ READS = {
     Step.POOLING: "onnx_fused and the dev rows",
     Step.TO_INT8: "onnx_fused and the calibration rows",
     Step.GATE: "onnx_fused, onnx_int8 and the dev rows",
-    Step.TO_TRITON: "the published artifact",
+    Step.PLAN: "what may be served and the dev rows",
+    Step.TO_TRITON: "the published artifact and the plan",
 }
 WRITES = {
     Step.TO_STATIC: "paddle_static",
@@ -114,8 +124,15 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Repeat steps whose result is up to date.")] = False,
     backend: Annotated[Backend, typer.Option(help="onnxruntime is for NVIDIA's container.")] = Backend.PYTHON,
     repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
-    instances: Annotated[int, typer.Option(min=1, help="Model instances in Triton.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of one instance; 0: all cores shared evenly.")] = 0,
+    instances: Annotated[
+        int | None, typer.Option(min=1, help="Model instances in Triton; default: the plan's, or 1.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=0, help="Threads of one instance; 0: all cores shared evenly; default: the plan's, or 0."),
+    ] = None,
+    aim: Annotated[Aims, typer.Option(help="What the plan is followed for in Triton's files.")] = Aims.THROUGHPUT,
+    no_plan: Annotated[bool, typer.Option("--no-plan", help="Leave out the step plan (under a minute).")] = False,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -158,10 +175,9 @@ def run(
             require_gpu()
         bundle, dev, tolerance, how = _open(root, dev_rows, max_drop, min_agreement, scheme, calibration, weight_scales)
         journal.say(f"{bundle.name}: {root} ({bundle.manifest.made.architecture}); the libraries' words go to {log}")
-        for step in [only] if only else list(Step):
-            bundle = _step(
-                step, bundle, journal, dev, tolerance, how, force, (repository, platform, instances, threads)
-            )
+        written = (repository, platform, instances, threads, _aim(aim))
+        for step in [only] if only else [step for step in Step if not (no_plan and step is Step.PLAN)]:
+            bundle = _step(step, bundle, journal, dev, tolerance, how, force, written)
     except SlipwayError as error:
         _complain(console, error)
         if log.is_file():
@@ -219,13 +235,13 @@ def _step(
     tolerance: Tolerance,
     how: How,
     force: bool,
-    triton: tuple[Path, Literal["python", "onnxruntime"], int, int],
+    triton: tuple[
+        Path, Literal["python", "onnxruntime"], int | None, int | None, Literal["throughput", "latency"] | None
+    ],
 ) -> Bundle:
     """Runs one step and tells what it read, wrote, measured and how long it took."""
     from export.fuse import fuse
-    from export.gate import gate
     from export.pooling import pooling
-    from export.to_int8 import to_int8
     from export.to_onnx import to_onnx
     from export.to_static import to_static
 
@@ -245,11 +261,13 @@ def _step(
         bundle = to_int8(bundle, journal, dev, tolerance, how, force=force)
     elif step is Step.GATE:
         bundle = gate(bundle, journal, dev, tolerance, force=force)
+    elif step is Step.PLAN:
+        bundle = _brief_plan(bundle, journal, force)
     else:
         from export.to_triton import write_repository
 
-        repository, backend, instances, threads = triton
-        written = write_repository(bundle, repository, backend=backend, instances=instances, threads=threads or None)
+        repository, backend, instances, threads, aim = triton
+        written = write_repository(bundle, repository, backend=backend, instances=instances, threads=threads, aim=aim)
         journal.say(f"    writes {written}")
     after = bundle.manifest.artifacts.get(WRITES.get(step, ""))
     if after is not None and after != before:
@@ -261,6 +279,82 @@ def _step(
             )
     journal.say(f"    {time.perf_counter() - start:.1f} s")
     return bundle
+
+
+PLAN_EXAMPLES = """[bold]Examples[/bold]
+
+  python -m export plan artifacts/news
+  python -m export plan artifacts/news --p99-ms 400 --clients 16
+  python -m export plan artifacts/news --exhaustive
+"""
+
+
+@app.command(name="plan", epilog=PLAN_EXAMPLES)
+def make_plan(
+    folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")],
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Every candidate at full count; tells how good the quick search is.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure anew what is known of this machine.")] = False,
+    clients: Annotated[int, typer.Option(min=1, help="Clients at a time where throughput is measured.")] = 8,
+    p99_ms: Annotated[
+        float, typer.Option(min=0, help="Bound on a request's p99 under them; 0: twice that of the defaults.")
+    ] = 0.0,
+    paddle: Annotated[bool, typer.Option("--paddle/--no-paddle", help="Compare with Paddle Inference as well.")] = True,
+    repository: Annotated[
+        Path, typer.Option(help="Triton's model repository, written anew where it holds this model.")
+    ] = Path("model_repository"),
+    aim: Annotated[Aims, typer.Option(help="What the repository is written for.")] = Aims.THROUGHPUT,
+) -> None:
+    """Measures how the model is best run on this machine and writes it to the manifest, which both engines follow."""
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle
+    from export.journal import Journal
+    from export.plan import Wish, plan
+
+    console = Console()
+    root = bundle_folder(folder)
+    journal = Journal((root.parent if root.name == "bundle" else root) / "export.log", console)
+    try:
+        bundle = open_bundle(root, verify=False)
+        journal.say(f"{bundle.name}: {root}")
+        wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle)
+        bundle = plan(bundle, journal, wish, force=force)
+        config = repository / bundle.name / "config.pbtxt"
+        if config.is_file():
+            from export.to_triton import write_repository
+
+            native = 'backend: "onnxruntime"' in config.read_text(encoding="utf-8")
+            written = write_repository(bundle, repository, backend="onnxruntime" if native else "python", aim=_aim(aim))
+            journal.say(f"    {written} follows it ({aim.value})")
+    except SlipwayError as error:
+        _complain(console, error)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        journal.say("stopped; the same command goes on from the last whole round")
+        raise typer.Exit(130) from error
+    journal.say("Next: make serve")
+
+
+def _brief_plan(bundle: Bundle, journal: Journal, force: bool) -> Bundle:
+    """The step of `run`: under a minute, so that a server started from a fresh export follows a measurement.
+
+    Without dev rows there is nothing to measure with; the engines then run with their defaults.
+    """
+    from export.plan import Wish, plan
+
+    if not bundle.manifest.published or "dev" not in bundle.manifest.splits:
+        journal.say("    there is nothing to plan without a published form and dev rows")
+        return bundle
+    return plan(bundle, journal, Wish("brief", paddle=False), force=force)
+
+
+def _aim(aim: Aims) -> Literal["throughput", "latency"] | None:
+    if aim is Aims.NONE:
+        return None
+    return "latency" if aim is Aims.LATENCY else "throughput"
 
 
 @app.command()
@@ -304,6 +398,12 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
         style="dim",
         highlight=False,
     )
+    if made := bundle.manifest.plan:
+        console.print(
+            f"plan ({made.search}, {made.created[:10]}, {made.machine.cpu}, {made.machine.cores} cores): "
+            f"latency {made.latency}; throughput {made.throughput}",
+            highlight=False,
+        )
     served = f"* is served: {published}" if published else "Nothing is published yet. Next: make export"
     console.print(served, highlight=False)
 

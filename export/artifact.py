@@ -6,7 +6,6 @@ the files still have their checksums. An interrupted step leaves the bundle as i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -26,8 +25,7 @@ SETTINGS = "settings"
 
 def identity(artifact: Artifact) -> str:
     """One checksum over an artifact's file and its companions."""
-    parts = [artifact.sha256, *(ref.sha256 for ref in artifact.files)]
-    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+    return artifact.identity
 
 
 def source_of(bundle: Bundle, name: str) -> Artifact:

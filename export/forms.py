@@ -31,6 +31,8 @@ PADDLE = {
     "paddle_inference": "paddle_static",
     "paddle_inference_onednn": "paddle_static",
 }
+# Paddle Inference with nothing set: one thread, the kernels that it takes by itself. Only `export.plan` asks for it.
+DEFAULT = "paddle_inference_default"
 # Importing Paddle and PaddleNLP takes a quarter of a minute, more on a busy machine.
 OPEN_SECONDS = 300.0
 
@@ -104,6 +106,8 @@ def open_paddle_inference(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
 
     config = inference.Config(job["file"], job["weights"])
     config.disable_gpu()
+    if job["defaults"]:
+        return _predict(inference.create_predictor(config), job)
     config.set_cpu_math_library_num_threads(job["threads"])
     # The order matters: memory optimisation of a PIR graph needs the new executor.
     config.enable_new_ir(True)
@@ -115,7 +119,10 @@ def open_paddle_inference(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
         config.set_mkldnn_cache_capacity(64)
     else:
         config.disable_mkldnn()
-    predictor = inference.create_predictor(config)
+    return _predict(inference.create_predictor(config), job)
+
+
+def _predict(predictor: Any, job: dict[str, Any]) -> Callable[[Any, Any], Any]:
     handles = [predictor.get_input_handle(name) for name in job["inputs"]]
     outputs = [predictor.get_output_handle(name) for name in predictor.get_output_names()[: len(job["outputs"])]]
 
@@ -240,12 +247,13 @@ class Stand:
 
         spawn = get_context("spawn")
         manifest, lost = self.bundle.manifest, {}
+        known = PADDLE | {DEFAULT: PADDLE["paddle_inference"]}
         begun = time.perf_counter()
         with _environment(environment_of(self.threads)):
             for name in names:
-                artifact = manifest.artifacts.get(PADDLE.get(name, name))
+                artifact = manifest.artifacts.get(known.get(name, name))
                 if artifact is None:
-                    lost[name] = f"the bundle has no artifact {PADDLE.get(name, name)!r}"
+                    lost[name] = f"the bundle has no artifact {known.get(name, name)!r}"
                     continue
                 weights = [ref.file for ref in artifact.files if ref.file.endswith(".pdiparams")]
                 log = self.folder / f"{name}.log"
@@ -258,6 +266,7 @@ class Stand:
                     "outputs": [tensor.name for tensor in manifest.signature.outputs],
                     "threads": self.threads,
                     "onednn": name.endswith("_onednn"),
+                    "defaults": name == DEFAULT,
                     "log": str(log),
                 }
                 here, there = spawn.Pipe()

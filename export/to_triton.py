@@ -1,4 +1,4 @@
-"""Bundle → Triton model repository: ``config.pbtxt`` from the manifest, the published graph, and the model script.
+"""Bundle → Triton model repository: ``config.pbtxt`` from the manifest and its plan, the graph, and the model script.
 
 Two flavours. ``python``: Triton's python backend runs ONNX Runtime through `export.triton_model`; this is what the
 Triton server from pip can run. ``onnxruntime``: the native backend that NVIDIA's container has and pip has not.
@@ -15,13 +15,14 @@ from typing import Literal
 
 from bundle.errors import ExportError
 from bundle.folder import Bundle
-from bundle.manifest import Artifact, Manifest, Task, Tensor
+from bundle.manifest import Aim, Manifest, Setup, Task, Tensor
+from bundle.plan import planned
 
 Flavour = Literal["python", "onnxruntime"]
 
-# Most windows in one execution. Triton sends the gateway's calls together up to this many.
+# Without a plan: most windows in one execution, up to which Triton sends the gateway's calls together, and how long it
+# may hold a call back for that, in microseconds. A plan says how many, and was measured without holding back.
 MAX_BATCH = 64
-# How long Triton may hold a call back to run it together with others, in microseconds.
 QUEUE_DELAY = 500
 # Calls that may wait; beyond it Triton answers UNAVAILABLE, which the gateway turns into 503.
 QUEUE_SIZE = 256
@@ -34,25 +35,37 @@ _TYPES = {"int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_FP32", 
 
 
 def config_pbtxt(
-    manifest: Manifest, *, backend: Flavour = "python", instances: int = 1, threads: int | None = None
+    manifest: Manifest,
+    *,
+    backend: Flavour = "python",
+    instances: int | None = None,
+    threads: int | None = None,
+    aim: Aim | None = "throughput",
 ) -> str:
-    """The text of ``config.pbtxt`` for the published artifact.
+    """The text of ``config.pbtxt`` for the artifact that is served.
 
     Args:
         backend: ``python`` for the server from pip, ``onnxruntime`` for NVIDIA's container.
-        instances: copies of the model that compute at the same time.
-        threads: intra-op threads of each copy; None lets the python flavour share the cores of the machine that
-            serves among its copies, and takes the cores of this machine for the native one.
+        instances: copies of the model that compute at the same time; by default the plan's sessions, or 1.
+        threads: intra-op threads of each copy; by default the plan's. Without one, the python flavour shares the cores
+            of the machine that serves among its copies, and the native one takes the cores of this machine.
+        aim: what the manifest's plan is followed for; None leaves it aside. Given instances or threads take both out
+            of the plan, and leave it the form and the batching.
 
     Raises:
         ExportError: the manifest publishes no artifact.
     """
-    artifact = _published(manifest)
+    form, setup = _served(manifest, aim)
+    artifact = manifest.artifacts[form]
+    pinned = setup is not None and instances is None and threads is None
+    if setup and pinned:
+        instances, threads = setup.sessions, setup.threads
+    instances = instances or 1
     lines = [
         f"# Written by `make export` from the bundle {manifest.name!r}; changes are lost at the next export.",
         f'name: "{manifest.name}"',
         *(['backend: "python"'] if backend == "python" else ['platform: "onnxruntime_onnx"', 'backend: "onnxruntime"']),
-        f"max_batch_size: {MAX_BATCH}",
+        f"max_batch_size: {setup.windows if setup else MAX_BATCH}",
         *(_tensor("input", tensor, backend == "python") for tensor in manifest.signature.inputs),
         *(
             _tensor("output", tensor, False, labels=file)
@@ -65,17 +78,23 @@ def config_pbtxt(
     if backend == "python" or artifact.batch_invariant:
         lines += [
             "dynamic_batching {",
-            f"  max_queue_delay_microseconds: {QUEUE_DELAY}",
+            f"  max_queue_delay_microseconds: {0 if setup else QUEUE_DELAY}",
             f"  default_queue_policy {{ max_queue_size: {QUEUE_SIZE} }}",
             "}",
         ]
     parameters = {
-        "format": manifest.published,
+        "format": form,
         "graph_sha256": artifact.sha256,
         "batch_invariant": "true" if artifact.batch_invariant else "false",
     }
     if backend == "python":
         parameters |= {"pad_id": str(manifest.text.pad_id), "intra_op_threads": str(threads or 0)}
+        if setup:
+            parameters |= {"by_length": "true" if setup.by_length else "false"}
+        if pinned and manifest.plan:
+            # The script looks whether it runs where this was measured.
+            machine = manifest.plan.machine
+            parameters |= {"plan_cpu": _quoted(machine.cpu), "plan_cores": str(machine.cores)}
     else:
         parameters |= {
             "intra_op_thread_count": str(threads or os.cpu_count() or 1),
@@ -98,26 +117,33 @@ def config_pbtxt(
 
 
 def write_repository(
-    bundle: Bundle, repository: Path, *, backend: Flavour = "python", instances: int = 1, threads: int | None = None
+    bundle: Bundle,
+    repository: Path,
+    *,
+    backend: Flavour = "python",
+    instances: int | None = None,
+    threads: int | None = None,
+    aim: Aim | None = "throughput",
 ) -> Path:
     """Writes or replaces the model's folder in a Triton repository, whole or not at all.
 
     Args:
-        bundle: publishes the artifact to serve.
+        bundle: publishes the artifact to serve, unless its plan chose another.
         repository: folder of models; other models in it are left as they are.
-        backend, instances, threads: see `config_pbtxt`.
+        backend, instances, threads, aim: see `config_pbtxt`.
 
     Returns:
         the model's folder, ``<repository>/<name>``.
 
     Raises:
         ExportError: nothing is published.
-        BundleError: a file of the published artifact is missing or differs from its checksum.
+        BundleError: a file of the artifact is missing or differs from its checksum.
     """
     manifest = bundle.manifest
-    artifact = _published(manifest)
-    config = config_pbtxt(manifest, backend=backend, instances=instances, threads=threads)
-    bundle.verify([manifest.published])
+    form, _ = _served(manifest, aim)
+    artifact = manifest.artifacts[form]
+    config = config_pbtxt(manifest, backend=backend, instances=instances, threads=threads, aim=aim)
+    bundle.verify([form])
     repository.mkdir(parents=True, exist_ok=True)
     target = repository / manifest.name
     with tempfile.TemporaryDirectory(dir=repository, prefix=f".{manifest.name}.") as scratch:
@@ -141,10 +167,17 @@ def write_repository(
     return target
 
 
-def _published(manifest: Manifest) -> Artifact:
+def _served(manifest: Manifest, aim: Aim | None) -> tuple[str, Setup | None]:
+    """Name of the artifact to serve, and what the plan says about running it."""
     if not manifest.published:
         raise ExportError(f"the bundle {manifest.name!r} publishes no artifact; run `make export`")
-    return manifest.artifacts[manifest.published]
+    setup = planned(manifest, aim)
+    return (setup.artifact if setup else manifest.published), setup
+
+
+def _quoted(text: str) -> str:
+    """Text as it stands between the quotes of a configuration."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _label_files(task: Task) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ import triton_python_backend_utils as pb_utils
 PADDING_BOUND = 1.25
 
 
+def _cpu() -> str:
+    """The processor's model name, as the plan recorded it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()
+
+
 class TritonPythonModel:
     """One instance: an ONNX Runtime session."""
 
@@ -30,7 +41,19 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
-        threads = int(parameters["intra_op_threads"]) or int(os.environ.get("SLIPWAY_INTRA_OP_THREADS", "0"))
+        cores = len(os.sched_getaffinity(0))
+        threads = int(parameters["intra_op_threads"])
+        if "plan_cores" in parameters and (parameters["plan_cpu"], int(parameters["plan_cores"])) != (_cpu(), cores):
+            threads = 0
+            pb_utils.Logger.log_warn(
+                f"{config['name']}: the plan is foreign: measured on {parameters['plan_cpu']}, "
+                f"{parameters['plan_cores']} core(s), this is {_cpu()}, {cores} core(s); "
+                f"{instances} instance(s) share all cores. `python -m export plan` measures here"
+            )
+        # What the user sets wins; it is meant for the model, so its instances share it.
+        if wanted := int(os.environ.get("SLIPWAY_INTRA_OP_THREADS", "0")):
+            threads = max(1, wanted // instances)
+        self.by_length = parameters.get("by_length") != "false"
         self.pad_id = int(parameters["pad_id"])
         self.alone = parameters["batch_invariant"] == "false"
         self.inputs = [item["name"] for item in config["input"]]
@@ -39,7 +62,7 @@ class TritonPythonModel:
         self.per_token = [len(item["dims"]) == 2 for item in config["output"]]
         self.dtypes = [pb_utils.triton_string_to_numpy(item["data_type"]) for item in config["output"]]
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or max(1, len(os.sched_getaffinity(0)) // instances)
+        options.intra_op_num_threads = threads or max(1, cores // instances)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
@@ -53,10 +76,12 @@ class TritonPythonModel:
         ]
         windows = [(call, row) for call, arrays in enumerate(calls) for row in range(len(arrays[0]))]
         lengths = [self._length(calls[call][0][row]) for call, row in windows]
-        order = sorted(range(len(windows)), key=lambda index: lengths[index])
+        order = list(range(len(windows)))
+        if self.by_length:
+            order.sort(key=lambda index: lengths[index])
         answers: list[list[Any]] = [[None] * len(arrays[0]) for arrays in calls]
         for group in self._groups(order, lengths):
-            longest = lengths[group[-1]]
+            longest = max(lengths[index] for index in group)
             found = self._run(calls, [windows[index] for index in group], longest)
             for number, index in enumerate(group):
                 call, row = windows[index]
@@ -69,7 +94,9 @@ class TritonPythonModel:
         return int(real[-1]) + 1 if len(real) else len(ids)
 
     def _groups(self, order: list[int], lengths: list[int]) -> list[list[int]]:
-        """Cuts a length-sorted order where padding would cost more than `PADDING_BOUND`."""
+        """Cuts a length-sorted order where padding would cost more than `PADDING_BOUND`; all in one if unsorted."""
+        if not self.by_length and not self.alone:
+            return [order]
         groups: list[list[int]] = []
         real = 0
         for index in order:

@@ -15,16 +15,18 @@ from bundle.folder import MANIFEST, Bundle, open_bundle
 from bundle.golden import Golden, check_ids, read_golden
 from bundle.manifest import Artifact, Manifest, Parity
 from serving.rules import LiveRules
+from serving.running import Running, as_published
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A bundle whose published artifact is served.
+    """A bundle of which one artifact is served.
 
     Attributes:
-        format: name of the published artifact, such as ``onnx_int8``.
+        format: name of that artifact, such as ``onnx_int8``: the published one, unless the plan chose another.
         golden: the reference rows that the live engine must reproduce.
         max_windows: windows of one text; the bundle's limit unless the server sets another.
+        running: how it is run: sessions, threads, batching.
         rules: what acts on the model's answers; None where no rule folder is served.
     """
 
@@ -33,6 +35,7 @@ class ServedModel:
     format: str
     golden: tuple[Golden, ...]
     max_windows: int
+    running: Running
     rules: LiveRules | None = None
 
     @property
@@ -77,6 +80,7 @@ def load(
     *,
     max_windows: int = 0,
     rules: Path | None = None,
+    run_as: Callable[[Manifest], Running] = as_published,
 ) -> dict[str, ServedModel]:
     """Opens and checks every exported bundle under ``folder``.
 
@@ -84,6 +88,7 @@ def load(
         skipped: told of each bundle that was not exported yet.
         max_windows: of one text, for every model; 0 keeps each bundle's own limit.
         rules: folder of rule files, ``<model>.toml``.
+        run_as: decides which form is served and how it is run.
 
     Raises:
         BundleError: nothing to serve, or a bundle is broken; names the bundle and what to do.
@@ -100,20 +105,20 @@ def load(
             continue
         if bundle.name in models:
             raise BundleError(f"{place} and {models[bundle.name].bundle.root} have the same name {bundle.name!r}")
-        models[bundle.name] = _checked(bundle, max_windows, rules)
+        models[bundle.name] = _checked(bundle, max_windows, rules, run_as(bundle.manifest))
     if not models:
         raise BundleError(f"no bundle under {folder} has been exported; run `make export`")
     return models
 
 
-def _checked(bundle: Bundle, max_windows: int, rules: Path | None) -> ServedModel:
-    published = bundle.manifest.published
-    artifact = bundle.manifest.artifacts[published]
+def _checked(bundle: Bundle, max_windows: int, rules: Path | None, running: Running) -> ServedModel:
+    form = running.form
+    artifact = bundle.manifest.artifacts[form]
     if artifact.format != "onnx":
-        raise BundleError(f"{bundle.root}: published artifact {published!r} is {artifact.format}, not onnx")
+        raise BundleError(f"{bundle.root}: published artifact {form!r} is {artifact.format}, not onnx")
     if artifact.parity is None:
-        raise BundleError(f"{bundle.root}: published artifact {published!r} has no parity; run `make export`")
-    bundle.verify([published])
+        raise BundleError(f"{bundle.root}: published artifact {form!r} has no parity; run `make export`")
+    bundle.verify([form])
     encoder = Encoder.of(bundle)
     golden = tuple(read_golden(bundle.path(bundle.manifest.golden.file)))
     try:
@@ -123,8 +128,9 @@ def _checked(bundle: Bundle, max_windows: int, rules: Path | None) -> ServedMode
     return ServedModel(
         bundle,
         encoder,
-        published,
+        form,
         golden,
         max_windows or bundle.manifest.text.max_windows,
+        running,
         None if rules is None else LiveRules(rules / f"{bundle.name}.toml", bundle.manifest.task),
     )

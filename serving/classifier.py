@@ -1,8 +1,8 @@
 """Texts → answers: encode, infer, decode. Knows no HTTP; the engine is whatever it is given.
 
-Windows of all texts of a request are sorted by length and sent to the engine in calls of bounded size. A model whose
-graph is not batch-invariant (dynamic quantization) gets every window in a call of its own and unpadded, so that an
-answer depends neither on the engine nor on what else is asked at the same time.
+Windows of all texts of a request are sent to the engine in calls of bounded size, as the model is run
+(`serving.running`). A model whose graph is not batch-invariant (dynamic quantization) gets every window in a call of
+its own and unpadded, so that an answer depends neither on the engine nor on what else is asked at the same time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bundle.predict import Predicted, batches, gathered, of_window
 from serving.catalogue import ServedModel
 from serving.engines import Engine
 from serving.rules import Fired
+from serving.running import UNBOUND
 
 Stage = Literal["tokenize", "infer", "decode", "total"]
 T = TypeVar("T")
@@ -74,17 +75,14 @@ class Classifier:
     """Answers texts with one engine and several models.
 
     Args:
-        batch_tokens: padded tokens in one engine call.
         parallel_calls: engine calls that one request may have under way.
         timeout_seconds: bound of a whole request.
         workers: threads for tokenizing and decoding of long texts.
     """
 
-    def __init__(
-        self, engine: Engine, *, batch_tokens: int, parallel_calls: int, timeout_seconds: float, workers: int
-    ) -> None:
+    def __init__(self, engine: Engine, *, parallel_calls: int, timeout_seconds: float, workers: int) -> None:
         self.engine = engine
-        self._batch_tokens, self._parallel, self._timeout = batch_tokens, parallel_calls, timeout_seconds
+        self._parallel, self._timeout = parallel_calls, timeout_seconds
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="text")
 
     def close(self) -> None:
@@ -162,11 +160,10 @@ class Classifier:
 
     def _calls(self, model: ServedModel, lengths: Sequence[int]) -> list[list[int]]:
         """Which windows go to the engine together, as indexes; ``lengths`` are those of the model's inputs."""
-        most = self.engine.rows_per_call(model) if model.artifact.batch_invariant else 1
-        calls: list[list[int]] = []
-        for batch in batches(lengths, self._batch_tokens):
-            calls += [batch[start : start + most] for start in range(0, len(batch), most)]
-        return calls
+        how = model.running
+        most = min(self.engine.rows_per_call(model), how.windows or UNBOUND) if model.artifact.batch_invariant else 1
+        ordered = batches(lengths, how.batch_tokens) if how.by_length else [list(range(len(lengths)))]
+        return [batch[start : start + most] for batch in ordered for start in range(0, len(batch), most)]
 
     async def _off_loop(self, away: bool, work: Callable[[], T]) -> T:
         if not away:

@@ -16,6 +16,7 @@ from serving import catalogue
 from serving.catalogue import ServedModel
 from serving.classifier import Classifier
 from serving.engines import Engine, make_engine
+from serving.running import running
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 
@@ -31,7 +32,6 @@ class Gateway:
         self.telemetry = Telemetry()
         self.classifier = Classifier(
             self.engine,
-            batch_tokens=settings.batch_tokens,
             parallel_calls=settings.parallel_calls,
             timeout_seconds=settings.timeout_seconds,
             workers=min(4, cores()),
@@ -56,7 +56,11 @@ class Gateway:
             lambda sentence: say(f"skipped: {sentence}"),
             max_windows=self.settings.max_windows,
             rules=self.settings.rules,
+            run_as=lambda manifest: running(manifest, self.settings),
         )
+        for model in self.models.values():
+            if model.running.told:
+                say(f"{model.name}: {model.running.told}")
         say(f"starting the {self.engine.name} engine with {', '.join(self.models)}")
         try:
             await self.engine.start(list(self.models.values()))

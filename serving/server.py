@@ -102,8 +102,7 @@ def _summary(gateway: Gateway, listener: socket.socket, seconds: float, say: Say
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     address = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
-    threads = gateway.settings.intra_op_threads
-    say(f"\nready after {seconds:.1f} s; {gateway.engine.describe()}; {threads} thread(s) per computation\n")
+    say(f"\nready after {seconds:.1f} s; {gateway.engine.describe()}\n")
     for model in gateway.models.values():
         manifest = model.manifest
         say(

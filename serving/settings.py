@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bundle.machine import cores
+from bundle.batching import PARALLEL_CALLS
 
 
 class Settings(BaseSettings):
@@ -43,26 +43,26 @@ class Settings(BaseSettings):
         0, ge=0, description="Windows of one text; beyond it 413. 0 takes each bundle's own limit."
     )
     timeout_seconds: float = Field(30.0, gt=0, description="Seconds that one request may take; beyond it 504.")
+    aim: Literal["throughput", "latency", "none"] = Field(
+        "throughput", description="What a bundle's plan is followed for; none leaves plans aside."
+    )
     threads: int = Field(
-        0, ge=0, description="Threads that one model computation may use (intra-op); 0 means all cores."
+        0, ge=0, description="Threads (intra-op) of one model, shared by its sessions; 0: as planned, or all cores."
     )
     sessions: int = Field(
-        1, ge=1, description="Computations of one model at the same time (engine onnx); they share the threads."
+        0, ge=0, description="Computations of one model at the same time (engine onnx); 0: as planned, or 1."
     )
     max_pending: int = Field(
         256, ge=1, description="Engine calls of one model that may wait (engine onnx); beyond it 503 with Retry-After."
     )
     batch_tokens: int = Field(
-        2048, ge=1, description="Padded tokens in one engine call; windows of a request are grouped up to it."
+        0, ge=0, description="Padded tokens in one engine call, which a request's windows fill; 0: as planned, or 2048."
     )
-    parallel_calls: int = Field(4, ge=1, description="Engine calls that one request may have under way at a time.")
+    parallel_calls: int = Field(
+        PARALLEL_CALLS, ge=1, description="Engine calls that one request may have under way at a time."
+    )
     start_seconds: float = Field(120.0, gt=0, description="Seconds that an engine may take to become ready.")
     drain_seconds: float = Field(
         0.0, ge=0, description="Seconds between the first stop signal and closing the port; /health/ready is 503 then."
     )
     stop_seconds: float = Field(30.0, gt=0, description="Seconds that requests in flight may take after a stop signal.")
-
-    @property
-    def intra_op_threads(self) -> int:
-        """The number of threads meant by ``threads``."""
-        return self.threads or cores()

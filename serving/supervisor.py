@@ -41,7 +41,8 @@ class Supervisor:
     Args:
         repository: the model repository.
         log_folder: where ``triton.log`` is kept.
-        threads: intra-op threads for models whose configuration leaves it open.
+        threads: intra-op threads of each model, shared by its instances, in place of what its configuration says; 0
+            leaves it at that.
         start_seconds: how long a start may take.
     """
 
@@ -164,7 +165,8 @@ class Supervisor:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(
             [*filter(None, libraries), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
         )
-        environment["SLIPWAY_INTRA_OP_THREADS"] = str(self._threads)
+        if self._threads:
+            environment["SLIPWAY_INTRA_OP_THREADS"] = str(self._threads)
         return environment
 
     async def _until_ready(self) -> None:

@@ -61,15 +61,13 @@ def make_engine(settings: Settings) -> Engine:
     if settings.engine == "onnx":
         from serving.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(settings.intra_op_threads, settings.sessions, settings.max_pending)
+        return OnnxEngine(settings.max_pending)
     from serving.engines.triton_engine import TritonEngine
     from serving.supervisor import Supervisor
 
     if settings.triton_url:
         return TritonEngine(settings.triton_url, None, settings.timeout_seconds, settings.start_seconds)
-    supervisor = Supervisor(
-        settings.model_repository, settings.log_folder, settings.intra_op_threads, settings.start_seconds
-    )
+    supervisor = Supervisor(settings.model_repository, settings.log_folder, settings.threads, settings.start_seconds)
     return TritonEngine("", supervisor, settings.timeout_seconds, settings.start_seconds)
 
 

@@ -1,14 +1,21 @@
-"""ONNX Runtime in the gateway's own process, on worker threads of its own."""
+"""ONNX Runtime in the gateway's own process, on worker threads of its own.
+
+Calls wait in one line. When a session is idle, it takes the first of them and, where a plan says that this pays, those
+behind it that fit into one computation (`bundle.batching`). Nobody waits for company.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
 
+from bundle.batching import groups, taken
 from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineUnavailable
@@ -16,67 +23,169 @@ from serving.catalogue import ServedModel
 from serving.engines import feeds, outputs_of
 
 
-class _Loaded:
-    """One model: its sessions, and workers that each own one of them."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Some windows of one request, and where their outputs go.
 
-    def __init__(self, model: ServedModel, threads: int, sessions: int) -> None:
+    Attributes:
+        input_ids, token_type_ids: int64 (windows, tokens).
+    """
+
+    input_ids: IntArray
+    token_type_ids: IntArray
+    answer: asyncio.Future[tuple[FloatArray, ...]]
+
+
+class _Loaded:
+    """One model: its sessions, the calls that wait for them, and a worker thread for each session.
+
+    Everything but the computation itself happens on the event loop, so nothing here needs a lock.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        self.model, how = model, model.running
         options = ort.SessionOptions()
-        options.intra_op_num_threads = max(1, threads // sessions)
+        options.intra_op_num_threads = how.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # A session of one thread has no pool of its own: it computes in the threads that call it, several at a time.
+        copies = 1 if how.threads == 1 else how.sessions
         try:
-            self.session = ort.InferenceSession(str(model.graph), options, providers=["CPUExecutionProvider"])
-            self.others = [
+            opened = [
                 ort.InferenceSession(str(model.graph), options, providers=["CPUExecutionProvider"])
-                for _ in range(sessions - 1)
+                for _ in range(copies)
             ]
         except Exception as error:  # ONNX Runtime raises many kinds, all meaning: not a graph that it can run
             raise BundleError(f"{model.graph}: ONNX Runtime cannot load it: {error}") from error
         self.outputs = outputs_of(model)
         for kind, here, wanted in (
-            ("inputs", self.session.get_inputs(), [tensor.name for tensor in model.manifest.signature.inputs]),
-            ("outputs", self.session.get_outputs(), self.outputs),
+            ("inputs", opened[0].get_inputs(), [tensor.name for tensor in model.manifest.signature.inputs]),
+            ("outputs", opened[0].get_outputs(), self.outputs),
         ):
             found = sorted(tensor.name for tensor in here)
             if found != sorted(wanted):
                 raise BundleError(f"{model.graph}: its {kind} are {found}, bundle.json says {sorted(wanted)}")
-        self.idle = [self.session, *self.others]
-        self.workers = ThreadPoolExecutor(sessions, thread_name_prefix=f"onnx-{model.name}")
-        self.pending = 0
+        self.idle = [opened[number % copies] for number in range(how.sessions)]
+        self.workers = ThreadPoolExecutor(how.sessions, thread_name_prefix=f"onnx-{model.name}")
+        self.waiting: deque[_Call] = deque()
+        self.running = 0
 
-    def run(self, inputs: dict[str, IntArray]) -> tuple[FloatArray, ...]:
-        # There are as many workers as sessions, so one is always idle here; list.pop and append are atomic.
-        session = self.idle.pop()
+    @property
+    def pending(self) -> int:
+        """Calls that wait or are computed."""
+        return len(self.waiting) + self.running
+
+    async def infer(self, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
+        """Outputs of some windows; a call that is given up before its turn is not computed."""
+        call = _Call(input_ids, token_type_ids, asyncio.get_running_loop().create_future())
+        self.waiting.append(call)
+        self._go_on()
         try:
-            found = session.run(self.outputs, inputs)
+            return await call.answer
         finally:
-            self.idle.append(session)
+            if call.answer.cancelled() and call in self.waiting:
+                self.waiting.remove(call)
+
+    def close(self) -> None:
+        """Lets the computations end and gives up what waits."""
+        for call in self.waiting:
+            call.answer.set_exception(EngineUnavailable("the server is stopping"))
+        self.waiting.clear()
+
+    def _go_on(self) -> None:
+        """Gives every idle session its next computation."""
+        most = max(1, self.model.running.windows)
+        while self.idle and self.waiting:
+            count = taken((len(call.input_ids) for call in self.waiting), most)
+            calls = [self.waiting.popleft() for _ in range(count)]
+            self.running += count
+            session = self.idle.pop()
+            done = asyncio.get_running_loop().run_in_executor(self.workers, self._compute, session, calls)
+            done.add_done_callback(lambda future, session=session, calls=calls: self._answer(future, session, calls))  # type: ignore[misc]
+
+    def _answer(
+        self, done: asyncio.Future[list[tuple[FloatArray, ...]]], session: ort.InferenceSession, calls: list[_Call]
+    ) -> None:
+        self.idle.append(session)
+        self.running -= len(calls)
+        failure = None if done.cancelled() else done.exception()
+        for number, call in enumerate(calls):
+            if call.answer.done():
+                continue
+            if done.cancelled():
+                call.answer.cancel()
+            elif failure:
+                call.answer.set_exception(failure)
+            else:
+                call.answer.set_result(done.result()[number])
+        self._go_on()
+
+    def _compute(self, session: ort.InferenceSession, calls: Sequence[_Call]) -> list[tuple[FloatArray, ...]]:
+        """On a worker thread: the outputs of each call, at the shape that it came in."""
+        how, pad_id = self.model.running, self.model.manifest.text.pad_id
+        if not how.windows:
+            return [self._run(session, call.input_ids, call.token_type_ids) for call in calls]
+        rows = [(call, row) for call in calls for row in range(len(call.input_ids))]
+        # Tokens up to the last one that is not padding.
+        lengths = [int(np.flatnonzero(call.input_ids[row] != pad_id)[-1]) + 1 for call, row in rows]
+        found: list[tuple[FloatArray, ...]] = [()] * len(rows)
+        for group in groups(lengths, how.windows, how.by_length):
+            longest = max(lengths[index] for index in group)
+            ids = np.full((len(group), longest), pad_id, dtype=np.int64)
+            types = np.zeros((len(group), longest), dtype=np.int64)
+            for number, index in enumerate(group):
+                (call, row), length = rows[index], lengths[index]
+                ids[number, :length] = call.input_ids[row, :length]
+                types[number, :length] = call.token_type_ids[row, :length]
+            outputs = self._run(session, ids, types)
+            for number, index in enumerate(group):
+                found[index] = tuple(values[number] for values in outputs)
+        every = iter(found)
+        return [_stacked([next(every) for _ in call.input_ids], call.input_ids.shape[1]) for call in calls]
+
+    def _run(self, session: ort.InferenceSession, ids: IntArray, types: IntArray) -> tuple[FloatArray, ...]:
+        found = session.run(self.outputs, feeds(self.model, ids, types))
         return tuple(np.asarray(values, dtype=np.float32) for values in found)
+
+
+def _stacked(rows: Sequence[tuple[FloatArray, ...]], tokens: int) -> tuple[FloatArray, ...]:
+    """The outputs of a call's windows: float32 (windows, labels), or (windows, tokens, labels) padded with zeros."""
+    stacked = []
+    for values in zip(*rows, strict=True):
+        if values[0].ndim == 1:
+            stacked.append(np.stack(values))
+            continue
+        filled = np.zeros((len(values), tokens, values[0].shape[-1]), dtype=np.float32)
+        for row, own in zip(filled, values, strict=True):
+            row[: len(own)] = own[:tokens]
+        stacked.append(filled)
+    return tuple(stacked)
 
 
 class OnnxEngine:
     """The engine for laptops and small servers: nothing to start, nothing to supervise.
 
+    Sessions, their threads and what is computed together are each model's own (`serving.running`).
+
     Args:
-        threads: intra-op threads of one model, shared by its sessions.
-        sessions: computations of one model at the same time.
         max_pending: calls of one model that may be under way or waiting.
     """
 
     name = "onnx"
 
-    def __init__(self, threads: int, sessions: int = 1, max_pending: int = 256) -> None:
-        self._threads, self._sessions, self._max_pending = threads, sessions, max_pending
+    def __init__(self, max_pending: int = 256) -> None:
+        self._max_pending = max_pending
         self._loaded: dict[str, _Loaded] = {}
         self._stopped = False
 
     async def start(self, models: Sequence[ServedModel]) -> None:
         for model in models:
-            self._loaded[model.name] = await asyncio.to_thread(_Loaded, model, self._threads, self._sessions)
+            self._loaded[model.name] = await asyncio.to_thread(_Loaded, model)
 
     async def stop(self) -> None:
         self._stopped = True
         for loaded in self._loaded.values():
+            loaded.close()
             await asyncio.to_thread(loaded.workers.shutdown, wait=True, cancel_futures=True)
 
     async def ready(self) -> dict[str, str]:
@@ -88,16 +197,12 @@ class OnnxEngine:
             raise EngineUnavailable("the server is stopping")
         if loaded.pending >= self._max_pending:
             raise EngineUnavailable(f"{loaded.pending} computations are waiting, which is the limit")
-        loaded.pending += 1
-        try:
-            future = loaded.workers.submit(loaded.run, feeds(model, input_ids, token_type_ids))
-            # Cancelling the request cancels what has not begun; a computation that runs is left to end.
-            return await asyncio.wrap_future(future)
-        finally:
-            loaded.pending -= 1
+        return await loaded.infer(input_ids, token_type_ids)
 
     def rows_per_call(self, model: ServedModel) -> int:
         return 1 << 16
 
     def describe(self) -> str:
-        return f"ONNX Runtime {ort.__version__} in this process, {self._sessions} session(s), {self._threads} thread(s)"
+        hows = {name: item.model.running for name, item in self._loaded.items()}
+        told = ", ".join(f"{name} {how.sessions}×{how.threads}" for name, how in hows.items())
+        return f"ONNX Runtime {ort.__version__} in this process, sessions × threads: {told}"

@@ -53,18 +53,19 @@ def test_run_takes_a_trained_bundle_to_a_model_repository(trained: Path, tmp_pat
     answer = export("run", str(tmp_path / "ernie-classes"), "--repository", str(tmp_path / "repository"))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     text = answer.stdout
-    for step in ("to_static", "to_onnx", "fuse", "pooling", "to_int8", "gate", "to_triton"):
+    for step in ("to_static", "to_onnx", "fuse", "pooling", "to_int8", "gate", "plan", "to_triton"):
         assert f"{step} reads" in text
     assert "parity on 10 golden rows" in text and text.rstrip().endswith("Next: make serve")
     assert "Paddle2ONNX" not in text + answer.stderr, "the libraries' own words belong into export.log"
     assert "Paddle2ONNX" in (tmp_path / "ernie-classes" / "export.log").read_text(encoding="utf-8")
     bundle = open_bundle(tmp_path / "ernie-classes" / "bundle")
     assert bundle.manifest.published
+    assert bundle.manifest.plan and bundle.manifest.plan.search == "brief"
     assert (tmp_path / "repository" / bundle.name / "config.pbtxt").is_file()
 
     again = export("run", str(tmp_path / "ernie-classes"), "--repository", str(tmp_path / "repository"))
     assert again.returncode == 0
-    assert again.stdout.count("up to date") == 6
+    assert again.stdout.count("up to date") == 7
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import ChecksumMismatch, ExportError
+from bundle.plan import this_machine
 from export.to_triton import config_pbtxt, write_repository
-from tests.serving.tiny_bundle import make_bundle
+from tests.serving.tiny_bundle import make_bundle, with_plan
 
 
 def test_the_config_for_the_server_from_pip(tmp_path: Path) -> None:
@@ -75,6 +76,38 @@ def test_the_config_for_nvidias_container(tmp_path: Path) -> None:
         '  inputs { key: "token_type_ids" value { data_type: TYPE_INT64 dims: [ 32 ] zero_data: true } }\n'
         "} ]\n"
     )
+
+
+def test_the_plan_pins_instances_threads_and_batching(tmp_path: Path) -> None:
+    bare = make_bundle(tmp_path / "b", "ner", "token-classification")
+    bundle = with_plan(bare, sessions=3, threads=2, windows=16, by_length=False)
+    machine = this_machine()
+
+    assert config_pbtxt(bundle.manifest) == (
+        config_pbtxt(bare.manifest, instances=3, threads=2)
+        .replace("max_batch_size: 64\n", "max_batch_size: 16\n")
+        .replace("max_queue_delay_microseconds: 500\n", "max_queue_delay_microseconds: 0\n")
+        .replace(
+            'parameters { key: "intra_op_threads" value { string_value: "2" } }\n',
+            'parameters { key: "intra_op_threads" value { string_value: "2" } }\n'
+            'parameters { key: "by_length" value { string_value: "false" } }\n'
+            f'parameters {{ key: "plan_cpu" value {{ string_value: "{machine.cpu}" }} }}\n'
+            f'parameters {{ key: "plan_cores" value {{ string_value: "{machine.cores}" }} }}\n',
+        )
+    )
+    native = config_pbtxt(bundle.manifest, backend="onnxruntime")
+    assert 'key: "intra_op_thread_count" value { string_value: "2" }' in native
+    assert "kind: KIND_CPU count: 3" in native and "max_batch_size: 16" in native
+
+
+def test_what_is_asked_for_wins_over_the_plan(tmp_path: Path) -> None:
+    bare = make_bundle(tmp_path / "b", "news", "single-label")
+    bundle = with_plan(bare, sessions=3, threads=2, windows=16)
+
+    asked = config_pbtxt(bundle.manifest, instances=2)
+    assert "kind: KIND_CPU count: 2" in asked and "max_batch_size: 16" in asked
+    assert 'key: "intra_op_threads" value { string_value: "0" }' in asked and "plan_cpu" not in asked
+    assert config_pbtxt(bundle.manifest, aim=None) == config_pbtxt(bare.manifest)
 
 
 def test_the_native_backend_does_not_batch_what_must_run_alone(tmp_path: Path) -> None:

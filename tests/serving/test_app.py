@@ -28,7 +28,7 @@ class Moody(OnnxEngine):
     delay = 0.0
 
     def __init__(self) -> None:
-        super().__init__(threads=1)
+        super().__init__()
         self.shapes: list[tuple[int, ...]] = []
 
     async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:

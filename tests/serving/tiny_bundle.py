@@ -21,8 +21,11 @@ from bundle.golden import compare, golden_of, read_golden, write_golden
 from bundle.manifest import (
     Artifact,
     FileRef,
+    Machine,
     Manifest,
+    Plan,
     Provenance,
+    Setup,
     Signature,
     Source,
     Task,
@@ -30,6 +33,7 @@ from bundle.manifest import (
     bio_labels,
     signature_of,
 )
+from bundle.plan import this_machine, usual
 from bundle.predict import encode_rows, predict
 from bundle.rows import Row
 
@@ -203,3 +207,40 @@ def _graph(signature: Signature, seed: int, quantized: bool) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model
+
+
+def with_plan(bundle: Bundle, machine: Machine | None = None, **setup: object) -> Bundle:
+    """The bundle with a plan for both aims, as `python -m export plan` would have written it.
+
+    Args:
+        machine: where it was measured; by default here.
+        setup: fields of the chosen setup.
+    """
+    name = bundle.manifest.published
+    here = this_machine()
+    choice = Setup.model_validate({"artifact": name, "threads": 1, "sessions": 1, "windows": 1, **setup})
+    plan = Plan(
+        created="2026-01-02T00:00:00+00:00",
+        commit="none",
+        search="quick",
+        machine=machine or here,
+        artifacts={name: bundle.manifest.artifacts[name].identity},
+        dev_sha256="",
+        sample=1,
+        windows_per_text=1,
+        tokens_per_text=9,
+        clients=8,
+        p99_limit_ms=100,
+        warmup=1,
+        load_before=0,
+        seconds=1,
+        latency=choice,
+        throughput=choice,
+        defaults=usual(name, here.cores),
+    )
+    return bundle.save(bundle.manifest.model_copy(update={"plan": plan}))
+
+
+def elsewhere() -> Machine:
+    """Another machine than any that these tests run on."""
+    return this_machine().model_copy(update={"cpu": "Abacus 3000", "cores": 77})

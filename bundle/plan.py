@@ -1,0 +1,53 @@
+"""Whether a plan was made for this machine, and how a model is run: what export and serving must agree on.
+
+A plan is foreign where the processor, its instruction sets or the number of usable cores differ. What it chose to run
+stays valid there, since every form in it was proved; how many sessions and threads run it does not, so those fall back
+to the safe defaults: one session with all cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bundle.machine import hardware, versions
+from bundle.manifest import Aim, Machine, Manifest, Plan, Setup
+
+RUNTIMES = ("onnxruntime", "paddlepaddle", "numpy")
+# Most windows of one computation where no plan says more; what Triton's batcher may put together.
+MAX_WINDOWS = 64
+
+
+def this_machine(packages: Sequence[str] = RUNTIMES) -> Machine:
+    """The fingerprint of the machine that this process runs on."""
+    found = hardware()
+    return Machine.model_validate({key: found[key] for key in ("cpu", "cores", "isa", "memory_gib")} | {
+        "versions": versions(packages)
+    })  # fmt: skip
+
+
+def why_foreign(plan: Plan, here: Machine) -> str:
+    """Both sides where a plan was measured on another machine than this; empty where it was not."""
+    there = plan.machine
+    if (there.cpu, there.cores, there.isa) == (here.cpu, here.cores, here.isa):
+        return ""
+    return f"measured on {described(there)}, this is {described(here)}"
+
+
+def described(machine: Machine) -> str:
+    """A machine in a few words: ``AMD EPYC 7763, 2 cores (avx2, fma)``."""
+    return f"{machine.cpu}, {machine.cores} core(s) ({', '.join(machine.isa) or 'no vector extensions known'})"
+
+
+def planned(manifest: Manifest, aim: Aim | None) -> Setup | None:
+    """What the manifest's plan chose for an aim; None without a plan, or where it is of other files than these.
+
+    Args:
+        aim: None leaves the plan aside.
+    """
+    plan = manifest.without_stale_plan().plan
+    return plan.choice(aim) if plan and aim else None
+
+
+def usual(artifact: str, cores: int) -> Setup:
+    """What a runtime does when it is told nothing: one session with all threads, one window at a time."""
+    return Setup(artifact=artifact, threads=cores, sessions=1, windows=1)

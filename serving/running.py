@@ -1,0 +1,87 @@
+"""How each model is run: as its plan says, as the user says, or with the safe defaults. Decided once, at the start.
+
+What the user sets wins over the plan: threads or sessions take both out of it, batch_tokens the batching, aim=none all
+of it. A plan that was measured on another machine is foreign: the form that it chose is served, since every form was
+proved, but its sessions, threads and batching fall back to the defaults, and the start says so. With Triton the number
+of instances stands in the model repository, so that is what `export` wrote it with; the script there also looks whether
+it is at home before it takes the plan's threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bundle.machine import cores
+from bundle.manifest import Manifest
+from bundle.plan import planned, this_machine, why_foreign
+from serving.settings import Settings
+
+# Padded tokens of an engine call where neither a plan nor the user says more.
+BATCH_TOKENS = 2048
+# No bound: of tokens, or of windows in an engine call.
+UNBOUND = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How one model is run.
+
+    Attributes:
+        form: name of the artifact.
+        sessions: computations at the same time (engine onnx).
+        threads: intra-op threads of each session (engine onnx).
+        windows: most windows in one computation, those of several requests together; 0 computes each engine call alone.
+        by_length: whether windows of like length go together, or stay in their order.
+        batch_tokens: padded tokens in one engine call.
+        told: where this comes from, as a sentence; empty where there is nothing to tell.
+        foreign: whether there is a plan, for another machine.
+    """
+
+    form: str
+    sessions: int
+    threads: int
+    windows: int = 0
+    by_length: bool = True
+    batch_tokens: int = BATCH_TOKENS
+    told: str = ""
+    foreign: bool = False
+
+
+def as_published(manifest: Manifest) -> Running:
+    """The published form with the safe defaults."""
+    return Running(manifest.published, 1, cores())
+
+
+def running(manifest: Manifest, settings: Settings) -> Running:
+    """How a model is run here, under these settings."""
+    here = this_machine()
+    choice = planned(manifest, None if settings.aim == "none" else settings.aim)
+    form = choice.artifact if choice else manifest.published
+    sessions = settings.sessions or 1
+    threads = max(1, (settings.threads or here.cores) // sessions)
+    tokens = settings.batch_tokens or BATCH_TOKENS
+    if manifest.plan is None or choice is None:
+        return Running(form, sessions, threads, batch_tokens=tokens)
+    # A Triton elsewhere computes on a machine that cannot be seen from here; its script looks itself.
+    elsewhere = settings.engine == "triton" and bool(settings.triton_url)
+    if not elsewhere and (reason := why_foreign(manifest.plan, here)):
+        told = (
+            f"the plan is foreign: {reason}; it is run with {sessions} session(s) of {threads} thread(s). "
+            "`python -m export plan` measures here"
+        )
+        return Running(form, sessions, threads, batch_tokens=tokens, told=told, foreign=True)
+    left_aside = []
+    if settings.threads or settings.sessions:
+        left_aside.append("sessions and threads")
+    else:
+        sessions, threads = choice.sessions, choice.threads
+    windows, by_length = choice.windows, choice.by_length
+    if settings.batch_tokens:
+        windows, by_length = 0, True
+        left_aside.append("batching")
+    else:
+        tokens = UNBOUND
+    told = f"planned for {settings.aim} on this kind of machine: {choice}"
+    if left_aside:
+        told += f"; {' and '.join(left_aside)} as set by the user"
+    return Running(form, sessions, threads, windows, by_length, tokens, told)
