@@ -49,7 +49,7 @@ evaluate: $(READY) ## every form of RECIPE on its whole test split, and the TF-I
 bench: $(READY) ## every form of RECIPE side by side, with ARGS=--references others too; writes docs/bench/
 	@$(PY) -m export.bench $(MODEL)/bundle $(ARGS)
 
-references: $(REFERENCES:%=.venv-references/%/.ready) ## optional: PyTorch, optimum, OpenVINO for the bench (1.9 GB)
+references: $(REFERENCES:%=.venv-references/%/.ready) ## optional: PyTorch, optimum, OpenVINO for the bench (1.8 GB)
 
 loadtest: $(READY) ## Locust against the running gateway: MODEL= USERS= SECONDS= through ARGS="--users 8 --seconds 30"
 	@$(PY) -m loadtests run --host http://$(HOST):$(PORT) --model $(NAME) $(ARGS)

@@ -27,7 +27,19 @@ import typer
 
 from bundle.errors import BundleError, ExportError, ParityFailed, SlipwayError
 from bundle.machine import commit, cores, hardware, versions
-from export.bench_cells import BATCH_TOKENS, FULL, QUICK, Cell, Effort, Timed, cells_of, dev_rows, figures, time_cell
+from export.bench_cells import (
+    BATCH_TOKENS,
+    FULL,
+    ONE_TEXT,
+    QUICK,
+    Cell,
+    Effort,
+    Timed,
+    cells_of,
+    dev_rows,
+    figures,
+    time_cell,
+)
 from export.forms import PADDLE, Candidate, Stand, environment_of
 from export.references.known import ENVIRONMENTS, LEAST_AGREEMENT, REFERENCES, Reference
 
@@ -241,6 +253,7 @@ def bench(
                     "label": timed.cell.label,
                     "batch": timed.cell.batch,
                     "tokens": timed.cell.tokens,
+                    "texts": round(sum(call.texts for call in timed.distinct), 1),
                     "results": figures(timed, REFERENCE, precisions, peaks),
                 }
                 for timed in timings
@@ -290,7 +303,7 @@ def _facts(
 
 def _texts(cells: Sequence[Cell]) -> dict[str, Any]:
     """What the real texts look like."""
-    calls = [call for cell in cells if cell.label == "one text" for call in cell.calls]
+    calls = [call for cell in cells if cell.label == ONE_TEXT for call in cell.calls]
     lengths = sorted(call.tokens for call in calls)
     windows = [sum(len(ids) for ids, _ in call.batches) for call in calls]
     return {

@@ -226,6 +226,11 @@ class Timed:
     dropped: dict[str, str] = field(default_factory=dict)
     void: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def distinct(self) -> list[Call]:
+        """The calls without repetitions."""
+        return list({id(call): call for call in self.calls}.values())
+
 
 def time_cell(
     cell: Cell, candidates: Sequence[Candidate], effort: Effort, allowance: float, dice: random.Random
@@ -244,9 +249,11 @@ def time_cell(
             timed.dropped[candidate.name] = f"about {guess:.1f} s a call, the limit is {effort.slowest_call:g} s"
         else:
             racing.append(candidate)
-    calls = _affordable(cell, sum(item.pace for item in racing), effort, allowance)
-    if not racing or not calls or allowance <= 0:
-        return _too_long(timed, racing, effort, allowance)
+    # A cell that is too long for all is one for the quicker of them.
+    while racing and not (calls := _affordable(cell, sum(item.pace for item in racing), effort, allowance)):
+        _leave_slowest(timed, racing, effort, allowance)
+    if not racing:
+        return timed
     warm = calls if not cell.fixed else [calls[0]] * effort.warmups
     reference: list[FloatArray] = []
     for candidate in list(racing):
@@ -264,10 +271,15 @@ def time_cell(
             timed.dropped[candidate.name] = f"{pace:.1f} s a call, the limit is {effort.slowest_call:g} s"
             racing.remove(candidate)
     left = allowance - (time.perf_counter() - begun)
-    cost = sum(item.pace for item in racing) * sum(call.size for call in calls) or 1e-9
-    rounds = min(effort.rounds, int(left / cost)) if cell.fixed else max(1, min(effort.passes, int(left / cost)))
-    if not racing or (cell.fixed and rounds < effort.least_rounds):
-        return _too_long(timed, racing, effort, allowance)
+    size = sum(call.size for call in calls)
+    while racing:
+        fitting = int(left / (size * sum(item.pace for item in racing)))
+        rounds = min(effort.rounds, fitting) if cell.fixed else max(1, min(effort.passes, fitting))
+        if not cell.fixed or rounds >= effort.least_rounds:
+            break
+        _leave_slowest(timed, racing, effort, allowance)
+    else:
+        return timed
     timed.seconds = {candidate.name: [] for candidate in racing}
     for call in [call for _ in range(rounds) for call in calls]:
         timed.calls.append(call)
@@ -278,11 +290,13 @@ def time_cell(
 
 
 def _affordable(cell: Cell, pace: float, effort: Effort, allowance: float) -> list[Call]:
-    """The calls that there is time for: of real texts as many as can be run twice; none if too few.
+    """The calls that there is time for: of real texts as many as can be run twice; none if too few or no time is left.
 
     Args:
         pace: seconds per padded token of all candidates together.
     """
+    if allowance <= 0:
+        return []
     if cell.fixed:
         rounds = effort.least_rounds + effort.warmups
         return list(cell.calls) if pace * cell.size * rounds <= allowance else []
@@ -296,10 +310,13 @@ def _affordable(cell: Cell, pace: float, effort: Effort, allowance: float) -> li
     return calls if len(calls) >= min(effort.least_rounds, len(cell.calls)) else []
 
 
-def _too_long(timed: Timed, racing: Sequence[Candidate], effort: Effort, allowance: float) -> Timed:
-    reason = f"{effort.least_rounds} rounds of all would take longer than the {allowance:.0f} s left for it"
-    timed.dropped |= {candidate.name: reason for candidate in racing}
-    return timed
+def _leave_slowest(timed: Timed, racing: list[Candidate], effort: Effort, allowance: float) -> None:
+    """Takes the slowest candidate out of a cell that has too little time for all."""
+    slowest = max(racing, key=lambda item: item.pace)
+    racing.remove(slowest)
+    timed.dropped[slowest.name] = (
+        f"with it, {effort.least_rounds} rounds would take longer than the {max(allowance, 0):.0f} s left for it"
+    )
 
 
 def _warm(candidate: Candidate, cell: Cell, calls: Sequence[Call], effort: Effort) -> tuple[float, list[FloatArray]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +35,11 @@ from bundle.manifest import (
 from bundle.predict import encode_rows, predict
 from bundle.rows import Row
 from export.bench import app, bench, find_bundle
-from export.bench_cells import MANY_TEXTS, ONE_TEXT, Call, Cell, Effort, Timed, cells_of, figures
-from export.forms import environment_of
+from export.bench_cells import MANY_TEXTS, ONE_TEXT, Call, Cell, Effort, Timed, cells_of, figures, time_cell
+from export.forms import Candidate, environment_of
 from export.parity import GoldenRows
 from export.peak import Shape
+from export.references.known import Reference, python_of
 from export.session import open_session, run_of
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好北京上海人民日报。，"]
@@ -252,7 +255,59 @@ def test_a_spent_budget_ends_the_bench_and_not_the_results(bundle: Bundle) -> No
         bundle, said, Effort(rounds=4, least_rounds=2, warmups=2, budget=0.0, slowest_call=5.0, peak_seconds=0.001)
     )
     assert record["cells"] == []
+    assert {item["candidate"] for item in record["skipped"]} == {"onnx_fp32", "onnx_fused", "onnx_int8"}
     assert all("would take longer" in item["reason"] for item in record["skipped"])
+
+
+def environment(root: Path, name: str) -> None:
+    """A reference's environment that has this interpreter's packages."""
+    python = python_of(name, root)
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+
+
+@pytest.mark.slow
+def test_references_run_beside_the_forms_and_one_that_differs_is_void(bundle: Bundle, tmp_path: Path) -> None:
+    weights = np.random.default_rng(7).normal(size=(len(VOCAB), 3)).astype(np.float32)
+    weights[0] = 0
+    files = {"right": weights, "near": np.round(weights, 2), "off": weights + 1, "far": -weights}
+    for name, values in files.items():
+        onnx.save(graph(values), str(tmp_path / f"{name}.onnx"))
+
+    def reference(file: str, precision: str, where: str = "here") -> Reference:
+        return Reference(where, "onnx", precision, str(tmp_path / f"{file}.onnx"), about=file)
+
+    environment(tmp_path / "environments", "here")
+    record = bench(
+        bundle,
+        batches=[1],
+        tokens=[8],
+        effort=BRIEF,
+        threads=1,
+        references={
+            "right_fp32": reference("right", "fp32"),
+            "right_int8": reference("near", "int8"),
+            "wrong_fp32": reference("off", "fp32"),
+            "wrong_int8": reference("far", "int8"),
+            "broken": reference("none", "fp32"),
+            "absent": reference("right", "fp32", "elsewhere"),
+        },
+        environments=tmp_path / "environments",
+    )
+    assert [name for name in record["candidates"] if not name.startswith("onnx")] == ["right_fp32", "right_int8"]
+    assert [cell["label"] for cell in record["cells"]] == ["1×8", ONE_TEXT, MANY_TEXTS]
+    for cell in record["cells"]:
+        assert {"onnx_fp32", "right_fp32", "right_int8"} <= set(cell["results"])
+    left_out = record["left_out"]
+    assert left_out["wrong_fp32"].startswith("void: wrong_fp32 does not compute what paddle does: a logit differs by")
+    assert "of the golden rows have the same answer" in left_out["wrong_int8"]
+    assert "none.onnx" in left_out["broken"]
+    assert left_out["absent"].endswith("elsewhere; `make references` makes it")
+    facts = record["candidates"]["right_fp32"]
+    assert (facts["environment"], facts["about"], facts["artifact"]) == ("here", "right", None)
+    assert facts["bytes"] == (tmp_path / "right.onnx").stat().st_size
+    assert record["reference_versions"]["here"]["onnxruntime"]
 
 
 @pytest.mark.slow
@@ -271,6 +326,32 @@ def test_paddle_and_onnx_forms_of_a_trained_model_agree_and_are_all_timed(
     assert all(item["quality"]["metrics"] for item in record["candidates"].values())
     fp32 = [item for item in record["candidates"].values() if item["precision"] == "fp32"]
     assert all(item["parity_max_abs"] <= 1e-4 for item in fp32)
+
+
+class Sleeper:
+    """A process that takes as long as it is told, and answers nothing."""
+
+    pid = 0
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def call(self, ids: Any, types: Any) -> tuple[float, list[Any]]:
+        return self.seconds, [np.zeros((len(ids), 3), dtype=np.float32)]
+
+    def close(self) -> None: ...
+
+
+def test_a_cell_that_is_too_long_for_all_is_timed_for_the_quicker_ones() -> None:
+    ids = np.zeros((1, 10), dtype=np.int64)
+    cell = Cell("1×10", 1, 10, (Call(((ids, ids),), 1, 10, 0),), 1)
+    candidates = [Candidate(name, Sleeper(seconds), "int8") for name, seconds in (("a", 1.0), ("b", 3.0), ("c", 0.5))]
+    # Nothing sleeps: the seconds are what the processes say. Two rounds of all would take nine.
+    timed = time_cell(cell, candidates, replace(BRIEF, rounds=2), 6.5, random.Random(1))
+    assert {name: len(seconds) for name, seconds in timed.seconds.items()} == {"a": 2, "c": 2}
+    assert list(timed.dropped) == ["b"]
+    # Paces are known now, so the second time it is not even tried.
+    assert list(time_cell(cell, candidates, replace(BRIEF, rounds=2), 6.5, random.Random(1)).dropped) == ["b"]
 
 
 def test_shapes_are_filled_with_real_tokens_between_the_special_ones(bundle: Bundle) -> None:
