@@ -23,6 +23,8 @@ READY := $(VENV)/.ready
 # A recipe's results lie under its file's name; the full form has a folder of its own.
 NAME := $(basename $(notdir $(RECIPE)))$(if $(filter full,$(FORM)),-full)
 MODEL := $(ARTIFACTS)/$(NAME)
+# The outside references of the bench, each in an environment of its own with its own lock.
+REFERENCES ?= torch openvino
 force = $(if $(FORCE),--force)
 
 # PaddleNLP imports libraries that warn at import; a user can do nothing about those.
@@ -47,8 +49,10 @@ serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; 
 evaluate: $(READY) ## every form of RECIPE on its whole test split, and the TF-IDF baseline; writes docs/results/
 	@$(PY) -m finetune evaluate $(RECIPE) --form $(FORM) --out $(ARTIFACTS) --results $(RESULTS) $(ARGS)
 
-bench: $(READY) ## latency of every form of RECIPE side by side; writes docs/bench/
+bench: $(READY) ## every form of RECIPE side by side, with ARGS=--references others too; writes docs/bench/
 	@$(PY) -m export.bench $(MODEL)/bundle $(ARGS)
+
+references: $(REFERENCES:%=.venv-references/%/.ready) ## optional: PyTorch, optimum, OpenVINO for the bench (1.8 GB)
 
 loadtest: $(READY) ## Locust against the running gateway: MODEL= USERS= SECONDS= through ARGS="--users 8 --seconds 30"
 	@$(PY) -m loadtests run --host http://$(HOST):$(PORT) --model $(NAME) $(ARGS)
@@ -106,4 +110,15 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	done; \
 	touch $(READY); echo "setup: done in $$((SECONDS - started)) s"
 
-.PHONY: finetune export plan serve evaluate bench loadtest tables test test-unit properties check recipes setup lock clean help
+# One that cannot be installed is told and is no hindrance for the others: `make -k`, or REFERENCES=openvino.
+.venv-references/%/.ready: requirements/references-%.txt
+	@echo "setup: .venv-references/$* with $$(grep -c == $<) pinned packages"
+	@mkdir -p .venv-references
+	@$(PYTHON) -m venv .venv-references/$*
+	@.venv-references/$*/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $< \
+	  2>.venv-references/$*.log || { tail -n 3 .venv-references/$*.log; echo "error: .venv-references/$* could not be \
+	made (the whole of it: .venv-references/$*.log); torch==...+cpu is in PyTorch's own index of CPU wheels, which pip \
+	must be told of (PIP_EXTRA_INDEX_URL); the bench goes without"; exit 1; }
+	@touch $@
+
+.PHONY: finetune export plan serve evaluate bench references loadtest tables test test-unit properties check recipes setup lock clean help

@@ -1,7 +1,8 @@
 """Puts measured figures into README.md and docs: ``python docs/tables.py`` after a bench, a load test, a training.
 
 Rewrites what stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` from results files, so that no figure
-is typed by hand. NAME is ``bench`` (docs/bench/latency-*.json), ``results`` (docs/results/*.json), ``loadtest``
+is typed by hand. NAME is ``bench`` or ``bench-shapes`` (docs/bench/latency-*.json: one line per form, or every shape
+and the pictures), ``results`` (docs/results/*.json), ``long`` (docs/results/long/*.json), ``loadtest``
 (docs/bench/loadtest-*.json) or ``settings`` (the gateway's settings as it prints them). ``--check`` writes nothing and
 exits with 1 when a document is stale. Only ``settings`` needs more than Python.
 """
@@ -89,43 +90,180 @@ def origin(record: dict[str, Any], command: str) -> str:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
+# The labels of the bench's two cells of real texts.
+ONE_TEXT, MANY_TEXTS = "one text", "many texts"
+
+
 def bench_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """One table per bundle: forms of the model × shapes; median, p99, and speed relative to the converted graph."""
+    """One table per bundle, one line per form or outside reference: speed on real texts, files, memory, accuracy."""
     parts = []
     for _, record in records:
+        cells = {cell.get("label"): cell.get("results") or {} for cell in record.get("cells") or []}
+        single = f"1×{text(_longest(record))}"
+        reference = record.get("reference", "onnx_fp32")
+        head = [
+            f"`{text(record.get('bundle'))}`", f"{single}, ms", "a text, ms", "texts/s", "tokens/s", "speed",
+            "of peak", "MB", "load, s", "memory, MiB", "accuracy", "answers as fp32",
+        ]  # fmt: skip
+        rows = []
+        for name, facts in (record.get("candidates") or {}).items():
+            many = dig(cells, MANY_TEXTS, name) or {}
+            rows.append(
+                [
+                    _form(name, facts, record),
+                    _timing(dig(cells, single, name)),
+                    _timing(dig(cells, ONE_TEXT, name)),
+                    number(many.get("texts_per_second")),
+                    number(many.get("tokens_per_second"), 0),
+                    number(many.get("speedup"), 2, "×"),
+                    share(many.get("share_of_peak"), 0),
+                    number(_scaled(dig(facts, "bytes"), 1e-6)),
+                    number(dig(facts, "load_seconds"), 2),
+                    number(dig(facts, "resident_mib"), 0),
+                    _first_metric(dig(facts, "quality", "metrics")),
+                    share(dig(facts, "quality", "agreement"), 1),
+                ]
+            )
+        parts.append("\n".join([table(head, rows), "", _bench_note(record, single, reference), *_bench_end(record)]))
+    return "\n\n".join(parts)
+
+
+def _form(name: str, facts: Any, record: dict[str, Any]) -> str:
+    outside = dig(facts, "environment") is not None
+    served = name == record.get("published")
+    return f"**`{name}`**" if served else f"{'↗ ' if outside else ''}`{name}`"
+
+
+def _bench_note(record: dict[str, Any], single: str, reference: str) -> str:
+    texts, rows, cells = record.get("texts") or {}, _quality_rows(record), record.get("cells") or []
+    peak = record.get("peak_gops") or {}
+    outside = any(dig(facts, "environment") for facts in (record.get("candidates") or {}).values())
+    marks = "Bold is served. " + ("↗ is an outside reference with the same weights. " if outside else "")
+    return (
+        f"{marks}`{single}` and `a text` (one text of the dev split, all its windows) are the median, in brackets p99. "
+        f"Texts/s, tokens/s (without padding) and speed (relative to `{reference}`) are of many dev texts in "
+        f"length-sorted batches. Timed were {_timed(cells, ONE_TEXT)} and {_timed(cells, MANY_TEXTS)} of "
+        f"{number(texts.get('texts'), 0)} dev texts with {number(texts.get('windows'), 0)} windows. The peak is "
+        f"{number(peak.get('fp32'), 0)} GFLOP/s in float32, for INT8 forms "
+        f"{number(peak.get('int8'), 0)} GOP/s, measured in the same run. Accuracy and agreement: {number(rows, 0)} dev "
+        f"rows in the same run; float32 forms are proved equal, so one speaks for all. Memory is the process's, with "
+        f"its libraries. {_rounds(record)}"
+    )
+
+
+def _timed(cells: Sequence[dict[str, Any]], label: str) -> str:
+    found = next((cell for cell in cells if cell.get("label") == label), {})
+    return f"{number(found.get('texts'), 0)} ({label})"
+
+
+def _quality_rows(record: dict[str, Any]) -> Any:
+    found = [dig(facts, "quality", "rows") for facts in (record.get("candidates") or {}).values()]
+    return next((rows for rows in found if rows is not None), None)
+
+
+def _rounds(record: dict[str, Any]) -> str:
+    names = list(record.get("candidates") or {})
+    counts = [dig(cell, "results", name, "n") for cell in record.get("cells") or [] for name in names]
+    known = [count for count in counts if isinstance(count, int)]
+    rounds = f"{min(known)} to {max(known)} rounds" if known else "no rounds"
+    warm = text(dig(record, "settings", "warmups"))
+    return (
+        f"{text(record.get('threads'))} threads for every form, {rounds} after {warm} that do not count, interleaved; "
+        f"with fewer than 100 rounds p99 is the slowest."
+    )
+
+
+def _bench_end(record: dict[str, Any]) -> list[str]:
+    lines = []
+    if skipped := record.get("skipped"):
+        lines += ["", f"Left out as too slow: {_skipped(skipped)}."]
+    if missing := record.get("left_out"):
+        lines += ["", "Not timed: " + "; ".join(f"`{name}` ({reason})" for name, reason in missing.items()) + "."]
+    return [*lines, "", f"Printed by {origin(record, 'make bench')}."]
+
+
+def bench_shapes_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Per bundle: forms × shapes with median, p99 and speed; throughput and share of the peak; the pictures."""
+    parts = []
+    for stem, record in records:
         cells = record.get("cells") or []
         reference = record.get("reference", "onnx_fp32")
         names = list(record.get("candidates") or {})
-        head = [f"`{text(record.get('bundle'))}`, ms", *(text(cell.get("label")) for cell in cells)]
-        rows = [
-            [f"`{name}`", *(_timing(dig(cell, "results", name), name, reference) for cell in cells)] for name in names
+        title = f"`{text(record.get('bundle'))}`"
+        labels = [text(cell.get("label")) for cell in cells]
+        times = [
+            [_form(name, dig(record, "candidates", name), record)]
+            + [_timing(dig(cell, "results", name), name != reference) for cell in cells]
+            for name in names
         ]
-        counts = [dig(cell, "results", name, "n") for cell in cells for name in names]
-        known = [count for count in counts if isinstance(count, int)]
-        rounds = f"{min(known)} to {max(known)} rounds" if known else "no rounds"
+        rates = [
+            [_form(name, dig(record, "candidates", name), record)]
+            + [_rate(dig(cell, "results", name)) for cell in cells]
+            for name in names
+        ]
+        about = [
+            f"- `{name}`: {dig(facts, 'about')}"
+            for name, facts in (record.get("candidates") or {}).items()
+            if dig(facts, "about")
+        ]
+        versions = {**(record.get("versions") or {})}
+        for found in (record.get("reference_versions") or {}).values():
+            versions |= found
         lines = [
-            table(head, rows),
+            table([f"{title}, ms", *labels], times),
             "",
-            (
-                f"Median, in brackets p99, then speed relative to `{reference}`. Columns: windows × tokens per call; "
-                f"`real text` is one window at a time as the golden rows have them. {text(record.get('threads'))} "
-                f"threads for every form, {rounds}, interleaved; with fewer than 100 rounds p99 is the slowest."
-            ),
+            f"Median, in brackets p99, then speed relative to `{reference}`. Columns: windows × tokens per call; "
+            f"`{ONE_TEXT}`: one text of the dev split, all its windows; `{MANY_TEXTS}`: one length-sorted batch of "
+            f"many. {_rounds(record)}",
+            "",
+            table([f"{title}, texts/s (of peak)", *labels], rates),
+            *_bench_end(record),
+            "",
+            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
         ]
-        if skipped := record.get("skipped"):
-            lines += ["", f"Left out as too slow: {_skipped(skipped)}."]
-        if missing := record.get("left_out"):
-            lines += ["", "Not timed: " + "; ".join(f"`{name}` ({reason})" for name, reason in missing.items()) + "."]
-        lines += ["", f"Printed by {origin(record, 'make bench')}."]
+        if about:
+            lines += ["", "Outside references:", "", *about]
+        lines += ["", *(f"![{words} of {title}]({stem}-{name}.png)" for name, words in PICTURES.items())]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _timing(figures: Any, name: str, reference: str) -> str:
+PICTURES = {
+    "by-length": "Latency against length",
+    "by-batch": "Throughput against batch",
+    "by-accuracy": "Accuracy against speed",
+}
+
+
+def _longest(record: dict[str, Any]) -> Any:
+    found = [cell.get("tokens") for cell in record.get("cells") or [] if cell.get("batch") == 1]
+    return max((count for count in found if isinstance(count, int)), default=None)
+
+
+def _timing(figures: Any, speed: bool = False) -> str:
     if not isinstance(figures, dict):
         return NOTHING
-    ratio = "" if name == reference else f" {number(figures.get('speedup'), 2, '×')}".replace(f" {NOTHING}", "")
+    ratio = f" {number(figures.get('speedup'), 2, '×')}".replace(f" {NOTHING}", "") if speed else ""
     return f"{number(figures.get('median_ms'))} ({number(figures.get('p99_ms'))}){ratio}"
+
+
+def _rate(figures: Any) -> str:
+    if not isinstance(figures, dict):
+        return NOTHING
+    part = figures.get("share_of_peak")
+    return number(figures.get("texts_per_second")) + ("" if part is None else f" ({share(part, 0)})")
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return value * factor if isinstance(value, (int, float)) else None
+
+
+def _first_metric(metrics: Any) -> str:
+    """The headline figure: the accuracy of a classifier, the F1 of a tagger."""
+    if not isinstance(metrics, dict):
+        return NOTHING
+    name = next((key for key in ("accuracy", "micro_f1", "f1") if key in metrics), None)
+    return NOTHING if name is None else number(metrics[name], 3) + ("" if name == "accuracy" else f" {name}")
 
 
 def _skipped(skipped: Sequence[dict[str, Any]]) -> str:
@@ -298,6 +436,7 @@ def _bold(way: str, served: Any) -> str:
 # name → results files, the table, the command that fills it
 TABLES: dict[str, tuple[str, Callable[[Sequence[tuple[str, dict[str, Any]]]], str], str]] = {
     "bench": ("docs/bench/latency-*.json", bench_table, "make bench"),
+    "bench-shapes": ("docs/bench/latency-*.json", bench_shapes_table, "make bench"),
     "results": ("docs/results/*.json", results_table, "make evaluate"),
     "long": ("docs/results/long/*.json", long_table, "make evaluate ARGS=--compare-long"),
     "loadtest": ("docs/bench/loadtest-*.json", loadtest_table, "make loadtest"),

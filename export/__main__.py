@@ -241,7 +241,9 @@ def _step(
 ) -> Bundle:
     """Runs one step and tells what it read, wrote, measured and how long it took."""
     from export.fuse import fuse
+    from export.gate import gate
     from export.pooling import pooling
+    from export.to_int8 import to_int8
     from export.to_onnx import to_onnx
     from export.to_static import to_static
 

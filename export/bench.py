@@ -1,11 +1,12 @@
-"""Latency of every form of a model side by side: ``python -m export.bench news``.
+"""Every form of a model side by side: ``python -m export.bench news``, and ``--references`` for other people's.
 
-The trained model in Paddle, its static graph in Paddle Inference, and each ONNX graph of the bundle answer the same
-batches. Each stands in a process of its own with the same number of threads. Rounds are interleaved: every round runs
-each candidate once, in a seeded random order, so that a slow minute of the machine hits all of them alike. Before
-anything is timed, each must reproduce the golden rows: a bench of a wrong graph is void.
+The trained model in Paddle, its static graph in Paddle Inference, each ONNX graph of the bundle and, if asked for,
+outside references with the same weights (`export.references`) answer the same batches. Each stands in a process of its
+own with the same number of threads. Before anything is timed, each must reproduce the golden rows: a bench of a wrong
+graph is void. What is asked and how rounds are interleaved is in `export.bench_cells`.
 
 A latency is numpy arrays in, numpy arrays out, without tokenizing; what callers see is the load test's question.
+Accuracy is measured in the same run, on rows of the dev split.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,62 +27,31 @@ import typer
 
 from bundle.errors import BundleError, ExportError, ParityFailed, SlipwayError
 from bundle.machine import commit, cores, hardware, versions
+from export.bench_cells import (
+    BATCH_TOKENS,
+    FULL,
+    ONE_TEXT,
+    QUICK,
+    Cell,
+    Effort,
+    Timed,
+    cells_of,
+    dev_rows,
+    figures,
+    time_cell,
+)
 from export.forms import PADDLE, Candidate, Stand, environment_of
+from export.references.known import ENVIRONMENTS, LEAST_AGREEMENT, REFERENCES, Reference
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bundle.encode import IntArray
     from bundle.folder import Bundle
     from export.parity import GoldenRows
+    from export.references.process import Outside
 
-SCHEMA = "slipway.bench/1"
+SCHEMA = "slipway.bench/2"
 REFERENCE = "onnx_fp32"
-# Between two candidates, so that the threads of the one before have stopped spinning.
-PAUSE_SECONDS = 0.005
-REAL_WINDOWS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much a bench may take.
-
-    Attributes:
-        rounds: most timed runs of each candidate per cell.
-        least_rounds: a cell that cannot have so many within its share of the budget is left out.
-        warmups: runs before, not counted; at least 2, since runtimes plan their memory at the first of a shape.
-        budget: seconds for all cells together; loading comes on top.
-        slowest_call: a candidate that needs more seconds for one call is left out of that cell.
-    """
-
-    rounds: int
-    least_rounds: int
-    warmups: int
-    budget: float
-    slowest_call: float
-
-
-QUICK = Effort(rounds=30, least_rounds=5, warmups=2, budget=240.0, slowest_call=2.0)
-FULL = Effort(rounds=200, least_rounds=20, warmups=3, budget=1800.0, slowest_call=30.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One column of the table.
-
-    Attributes:
-        inputs: batches of (ids, types), int64 (batch, tokens) each, used in turn.
-    """
-
-    label: str
-    batch: int
-    tokens: int
-    inputs: tuple[tuple[IntArray, IntArray], ...]
-
-    @property
-    def size(self) -> int:
-        """Tokens in one call."""
-        return self.batch * self.tokens
 
 
 @dataclass
@@ -95,135 +65,71 @@ class Report:
 # --- what is run -----------------------------------------------------------------------------------------------------
 
 
-def cells_of(golden: GoldenRows, batches: Sequence[int], tokens: Sequence[int], seed: int) -> list[Cell]:
-    """Batches of real tokens in every wanted shape, smallest first, after the golden rows' windows as they are.
-
-    Args:
-        tokens: window lengths, special tokens included; longer ones become the bundle's ``max_tokens``.
-    """
-    import numpy as np
-
-    spec = golden.bundle.manifest.text
-    windows = [row for encoded in golden.encoded for row in golden.encoder.rows(encoded)]
-    real = tuple((row.ids[None], row.types[None]) for row in windows[:REAL_WINDOWS])
-    middle = int(np.median([ids.shape[1] for ids, _ in real]))
-    cells = [Cell("real text", 1, middle, real)]
-    # One long stream of the tokens that the golden rows have; quantized kernels may be faster on repeated padding.
-    stream = np.concatenate([row.ids[row.content] for row in windows])
-    dice = np.random.default_rng(seed)
-    for batch in sorted(set(batches)):
-        for length in sorted({min(count, spec.max_tokens) for count in tokens}):
-            starts = dice.integers(0, len(stream), batch)
-            places = (starts[:, None] + np.arange(length - 2)[None]) % len(stream)
-            ids = np.empty((batch, length), dtype=np.int64)
-            ids[:, 0], ids[:, -1], ids[:, 1:-1] = spec.cls_id, spec.sep_id, stream[places]
-            cells.append(Cell(f"{batch}×{length}", batch, length, ((ids, np.zeros_like(ids)),)))
-    return sorted(cells, key=lambda cell: (cell.size, cell.batch))
-
-
 def prove(candidate: Candidate, golden: GoldenRows) -> None:
     """Compares a candidate with the golden rows before it is timed.
 
     Raises:
-        ParityFailed: its logits differ by more than the tolerance that `export` recorded for the artifact.
+        ParityFailed: its logits differ by more than the tolerance that `export` recorded for the artifact. An outside
+            reference that is not float32 has no such record: it must name the same labels, mostly.
     """
     from export.parity import FP32_TOLERANCE
 
-    artifact = candidate.artifact
-    if artifact.parity is not None and artifact.parity.tolerance > 0:
-        tolerance = artifact.parity.tolerance
-    elif artifact.precision == "fp32":
-        tolerance = FP32_TOLERANCE
-    else:
-        raise ParityFailed(candidate.name, "paddle", "no parity was recorded for it; run `make export` again")
-    found = golden.predict(candidate.run, 4096 if artifact.batch_invariant else 1)
-    candidate.max_abs = golden.measure(candidate.name, found, tolerance).max_abs
-    candidate.tolerance = tolerance
+    outside = not candidate.artifact
+    if not candidate.tolerance and not outside:
+        if candidate.precision != "fp32":
+            raise ParityFailed(candidate.name, "paddle", "no parity was recorded for it; run `make export` again")
+        candidate.tolerance = FP32_TOLERANCE
+    parity = golden.measure(candidate.name, golden.predict(candidate.run, _batch(candidate)), candidate.tolerance)
+    candidate.max_abs, candidate.label_agreement = parity.max_abs, parity.label_agreement
+    if outside and parity.label_agreement < LEAST_AGREEMENT:
+        reason = f"{parity.label_agreement:.0%} of the golden rows have the same answer, {LEAST_AGREEMENT:.0%} must"
+        raise ParityFailed(candidate.name, "paddle", reason)
 
 
-@dataclass
-class Timed:
-    """A cell with its timings: candidate → seconds of each round."""
-
-    cell: Cell
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+def _batch(candidate: Candidate) -> int:
+    """Padded tokens of a batch when answers count: a window alone where neighbours would change its logits."""
+    return BATCH_TOKENS if candidate.batch_invariant else 1
 
 
-def time_cell(
-    cell: Cell, candidates: Sequence[Candidate], effort: Effort, allowance: float, dice: random.Random
-) -> tuple[Timed, dict[str, str]]:
-    """Times one cell within ``allowance`` seconds.
+def qualities(
+    candidates: Sequence[Candidate], golden: GoldenRows, count: int | None, seed: int, report: Report
+) -> dict[str, dict[str, Any]]:
+    """Accuracy on the same dev rows, and the share of rows answered as the float32 reference answers them.
+
+    Float32 candidates were proved equal, so one of them speaks for all; the others are run.
 
     Returns:
-        the timings, and the candidates that were left out with the reason.
-
-    Raises:
-        ParityFailed: two float32 candidates disagree on this batch.
+        by candidate: ``rows``, ``metrics``, ``agreement``, and ``of``, the candidate that was run.
     """
-    left_out: dict[str, str] = {}
-    racing: list[Candidate] = []
-    cost: dict[str, float] = {}
-    for candidate in candidates:
-        guess = candidate.pace * cell.size
-        if guess > effort.slowest_call:
-            left_out[candidate.name] = f"about {guess:.1f} s a call, the limit is {effort.slowest_call:g} s"
-        else:
-            racing.append(candidate)
-            cost[candidate.name] = guess
-    rounds = _rounds(sum(cost.values()), effort, allowance)
-    if not racing or rounds < effort.least_rounds:
-        reason = f"{effort.least_rounds} rounds of all would take longer than the {allowance:.0f} s left for it"
-        return Timed(cell), left_out | {candidate.name: reason for candidate in racing}
-    begun = time.perf_counter()
-    reference: list[Any] = []
-    for candidate in list(racing):
-        spent = 0.0
-        outputs: list[Any] = []
-        for number in range(max(effort.warmups, len(cell.inputs))):
-            spent, found = candidate.time(*cell.inputs[number % len(cell.inputs)])
-            outputs += found
-        candidate.pace, cost[candidate.name] = spent / cell.size, spent
-        reference = reference or (outputs if candidate.artifact.precision == "fp32" else [])
-        _agree(candidate, cell, outputs, reference)
-        if spent > effort.slowest_call:
-            left_out[candidate.name] = f"{spent:.1f} s a call, the limit is {effort.slowest_call:g} s"
-            racing.remove(candidate)
-    rounds = _rounds(
-        sum(cost[item.name] for item in racing), effort, allowance - (time.perf_counter() - begun), warm=True
-    )
-    if not racing or rounds < effort.least_rounds:
-        reason = f"{effort.least_rounds} rounds of all would take longer than the {allowance:.0f} s left for it"
-        return Timed(cell), left_out | {candidate.name: reason for candidate in racing}
-    timed = Timed(cell, {candidate.name: [] for candidate in racing})
-    for number in range(rounds):
-        batch = cell.inputs[number % len(cell.inputs)]
-        for candidate in dice.sample(racing, len(racing)):
-            time.sleep(PAUSE_SECONDS)
-            timed.seconds[candidate.name].append(candidate.time(*batch)[0])
-    return timed, left_out
+    from bundle.predict import agreement, answers_of, encode_rows, predict, scores_of
 
-
-def _rounds(round_cost: float, effort: Effort, allowance: float, *, warm: bool = False) -> int:
-    """How many rounds fit."""
-    if round_cost <= 0:
-        return effort.rounds
-    return min(effort.rounds, int(allowance / round_cost) - (0 if warm else effort.warmups))
-
-
-def _agree(candidate: Candidate, cell: Cell, outputs: list[Any], reference: list[Any]) -> None:
-    """Compares the outputs of a cell's calls, one after the other, with those of the first float32 candidate."""
-    import numpy as np
-
-    for found, wanted in zip(outputs, reference, strict=False):
-        if not np.isfinite(found).all():
-            raise ParityFailed(candidate.name, "the other forms", f"at {cell.label} a logit is not finite")
-        if found.shape != wanted.shape:
-            raise ParityFailed(candidate.name, "the other forms", f"at {cell.label}: {found.shape}, not {wanted.shape}")
-        worst = float(np.abs(found - wanted).max())
-        # Each side may differ from the trained model by its tolerance, so two sides by the sum.
-        if candidate.artifact.precision == "fp32" and worst > 2 * candidate.tolerance:
-            reason = f"at {cell.label} a logit differs by {worst:.3g}, allowed are {2 * candidate.tolerance:g}"
-            raise ParityFailed(candidate.name, "the other forms", reason)
+    task, joining = golden.bundle.manifest.task, golden.bundle.manifest.text.joining
+    rows = dev_rows(golden, count, seed)
+    encoded = encode_rows(rows, golden.encoder)
+    exact = [item for item in candidates if item.precision == "fp32"]
+    # The quickest of those that were timed.
+    first = min(exact, key=lambda item: item.pace or float("inf")) if exact else None
+    labelled = golden.bundle.manifest.splits.get("dev") is not None
+    found: dict[str, dict[str, Any]] = {}
+    wanted: list[Any] | None = None
+    for candidate in [*([first] if first else []), *(item for item in candidates if item.precision != "fp32")]:
+        report.advance(1.0, f"{len(rows)} dev rows: {candidate.name}")
+        predicted = predict(encoded, golden.encoder, candidate.run, batch_tokens=_batch(candidate))
+        answers = answers_of(predicted, task, joining)
+        if candidate is first:
+            wanted = answers
+        found[candidate.name] = {
+            "of": candidate.name,
+            "rows": len(rows),
+            "metrics": {key: round(value, 4) for key, value in scores_of(rows, answers, task).items()}
+            if labelled
+            else {},
+            "agreement": None if wanted is None else round(agreement(wanted, answers), 4),
+        }
+    for candidate in exact:
+        if first is not None:
+            found.setdefault(candidate.name, found[first.name])
+    return found
 
 
 def bench(
@@ -235,6 +141,8 @@ def bench(
     threads: int | None = None,
     seed: int = 13,
     only: Sequence[str] = (),
+    references: Mapping[str, Reference] | None = None,
+    environments: Path = ENVIRONMENTS,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Times every form of a bundle's model and returns what goes into the results file.
@@ -243,18 +151,23 @@ def bench(
         batches, tokens: the shapes; tokens are capped by the bundle's ``max_tokens``.
         threads: for every candidate; by default all cores that this process may use.
         only: names of candidates; by default all.
+        references: outside references that run too, those whose environment is in ``environments``.
 
     Raises:
-        ParityFailed: a candidate does not compute what the trained model does; nothing was timed.
+        ParityFailed: a form of the bundle does not compute what the trained model does; nothing was timed. An outside
+            reference that does not is left out instead.
         ExportError: no candidate could be started, or one died.
     """
     from export.parity import GoldenRows
+    from export.peak import measure_peaks, shape_of
+    from export.references.process import Outside
 
-    report = report or Report()
+    report, references = report or Report(), references or {}
     threads = threads or cores()
     golden = GoldenRows(bundle)
     graphs = [name for name, item in bundle.manifest.artifacts.items() if item.format == "onnx"]
-    known = [*PADDLE, *sorted(graphs, key=lambda name: (name != REFERENCE, graphs.index(name)))]
+    own = [*PADDLE, *sorted(graphs, key=lambda name: (name != REFERENCE, graphs.index(name)))]
+    known = [*own, *references]
     if unknown := [name for name in only if name not in known]:
         raise ExportError(f"{bundle.root}: no candidate {', '.join(unknown)}; there are {', '.join(known)}")
     wanted = [name for name in known if not only or name in only]
@@ -263,96 +176,177 @@ def bench(
         report.say(f"warning the machine is busy (load {load} on {cores()} cores), so the figures will be too high")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-bench-")))
+        report.advance(0.0, "the machine's peak")
+        peaks = measure_peaks(threads, effort.peak_seconds)
+        # Outside references first: while they quantize, nothing else should run, and nothing is timed yet.
+        outside = stack.enter_context(
+            Outside(
+                bundle,
+                golden,
+                threads,
+                folder,
+                references=references,
+                environments=environments,
+                say=lambda words: report.advance(0.0, words),
+            )
+        )
+        outside.start([name for name in wanted if name in references])
         stand = stack.enter_context(Stand(bundle, threads, folder))
         report.advance(0.0, "opening the models")
-        left_out = stand.start(wanted)
-        if not stand.candidates:
-            raise ExportError(f"{bundle.root}: nothing to time: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
-        report.say(f"opened  {', '.join(item.name for item in stand.candidates)} ({time.perf_counter() - begun:.1f} s)")
+        left_out = stand.start([name for name in wanted if name in own])
+        candidates = [*stand.candidates, *outside.candidates]
+        if not candidates:
+            lost = left_out | outside.lost
+            raise ExportError(f"{bundle.root}: nothing to time: " + "; ".join(f"{k}: {v}" for k, v in lost.items()))
+        report.say(f"opened  {', '.join(item.name for item in candidates)} ({time.perf_counter() - begun:.1f} s)")
+        for candidate in candidates:
+            report.advance(0.0, f"golden rows: {candidate.name}")
+            try:
+                prove(candidate, golden)
+            except (ParityFailed, ExportError) as error:
+                if candidate.artifact:
+                    raise
+                outside.drop(candidate, f"void: {error}")
+        candidates = [*stand.candidates, *outside.candidates]
+        off = ", ".join(f"{item.name} {item.max_abs:.1e}" for item in candidates)
+        report.say(f"parity  {len(golden.rows)} golden rows reproduced; largest differences: {off}")
+        shape = shape_of(bundle)
+        cells = cells_of(golden, batches, tokens, seed, texts=effort.texts, shape=shape)
+        timings = _race(cells, candidates, outside, effort, seed, report)
+        candidates = [*stand.candidates, *outside.candidates]
+        memory = {item.name: item.memory() for item in candidates}
+        quality = qualities(candidates, golden, effort.quality_rows, seed, report)
+        report.advance(1.0, "the machine's peak, again")
+        peaks = {name: max(rate, peaks[name]) for name, rate in measure_peaks(threads, effort.peak_seconds).items()}
+        left_out |= outside.lost
         for name, reason in left_out.items():
             report.say(f"without {name}: {reason}")
-        for candidate in list(stand.candidates):
-            report.advance(0.0, f"golden rows: {candidate.name}")
-            prove(candidate, golden)
-        off = ", ".join(f"{item.name} {item.max_abs:.1e}" for item in stand.candidates)
-        report.say(f"parity  {len(golden.rows)} golden rows reproduced; largest differences: {off}")
-        cells = cells_of(golden, batches, tokens, seed)
-        results, skipped = _race(cells, stand.candidates, effort, seed, report)
+        precisions = {item.name: item.precision for item in candidates}
         return {
             "schema": SCHEMA,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": "make bench",
+            "command": "make bench" + (" ARGS=--references" if references else ""),
             "bundle": bundle.name,
             "version": bundle.manifest.version,
             "architecture": bundle.manifest.made.architecture,
             "base": bundle.manifest.made.base.name,
+            "published": bundle.manifest.published,
             "max_tokens": bundle.manifest.text.max_tokens,
             "commit": commit(),
             "hardware": hardware(),
             "versions": versions(("paddlepaddle", "paddlenlp", "onnxruntime", "numpy")),
+            "reference_versions": outside.versions,
             "load_before": load,
             "threads": threads,
             "environment": environment_of(threads),
             "settings": {**asdict(effort), "seed": seed, "batches": list(batches), "tokens": list(tokens)},
+            "model": asdict(shape) if shape else None,
+            "peak_gops": peaks,
+            "texts": _texts(cells),
             "reference": REFERENCE,
             "candidates": {
-                item.name: {
-                    "artifact": PADDLE.get(item.name, item.name),
-                    "precision": item.artifact.precision,
-                    "parity_max_abs": item.max_abs,
-                    "tolerance": item.tolerance,
-                }
-                for item in stand.candidates
+                item.name: _facts(item, references.get(item.name), bundle, memory, quality) for item in candidates
             },
             "left_out": left_out,
-            "cells": results,
-            "skipped": skipped,
+            "cells": [
+                {
+                    "label": timed.cell.label,
+                    "batch": timed.cell.batch,
+                    "tokens": timed.cell.tokens,
+                    "texts": round(sum(call.texts for call in timed.distinct), 1),
+                    "results": figures(timed, REFERENCE, precisions, peaks),
+                }
+                for timed in timings
+                if timed.seconds
+            ],
+            "skipped": [
+                {
+                    "label": timed.cell.label,
+                    "batch": timed.cell.batch,
+                    "tokens": timed.cell.tokens,
+                    "candidate": name,
+                    "reason": reason,
+                }
+                for timed in timings
+                for name, reason in timed.dropped.items()
+            ],
             "seconds": round(time.perf_counter() - begun, 1),
         }
 
 
+def _facts(
+    candidate: Candidate,
+    outside: Reference | None,
+    bundle: Bundle,
+    memory: dict[str, dict[str, float | None]],
+    quality: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """What is known of a candidate besides its timings."""
+    artifact = bundle.manifest.artifacts.get(candidate.artifact)
+    recorded = artifact.quality if artifact else None
+    return {
+        "artifact": candidate.artifact or None,
+        "environment": outside.environment if outside else None,
+        "about": outside.about if outside else None,
+        "precision": candidate.precision,
+        "parity_max_abs": candidate.max_abs,
+        "tolerance": candidate.tolerance,
+        "golden_agreement": candidate.label_agreement,
+        "batch_invariant": candidate.batch_invariant,
+        "bytes": candidate.bytes,
+        "load_seconds": round(candidate.load_seconds, 3),
+        **memory[candidate.name],
+        "quality": quality.get(candidate.name),
+        "recorded_quality": recorded.model_dump(mode="json") if recorded else None,
+    }
+
+
+def _texts(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What the real texts look like."""
+    calls = [call for cell in cells if cell.label == ONE_TEXT for call in cell.calls]
+    lengths = sorted(call.tokens for call in calls)
+    windows = [sum(len(ids) for ids, _ in call.batches) for call in calls]
+    return {
+        "texts": len(calls),
+        "windows": sum(windows),
+        "tokens": sum(lengths),
+        "median_tokens": lengths[len(lengths) // 2],
+        "most_tokens": lengths[-1],
+    }
+
+
 def _race(
-    cells: Sequence[Cell], candidates: Sequence[Candidate], effort: Effort, seed: int, report: Report
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    cells: Sequence[Cell],
+    candidates: Sequence[Candidate],
+    outside: Outside,
+    effort: Effort,
+    seed: int,
+    report: Report,
+) -> list[Timed]:
+    """Times all cells, one after the other; what an outside reference computes wrongly anywhere is void everywhere."""
     dice = random.Random(seed)
     begun = time.perf_counter()
-    results: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    whole = sum(cell.size for cell in cells)
+    timings: list[Timed] = []
+    racing = list(candidates)
+    whole = sum(cell.weight for cell in cells)
     for number, cell in enumerate(cells):
-        report.advance(sum(item.size for item in cells[:number]) / whole, cell.label)
+        report.advance(sum(item.weight for item in cells[:number]) / whole, cell.label)
         left = effort.budget - (time.perf_counter() - begun)
-        # A cell's share of what is left follows its size: large cells cost more per round.
-        allowance = left * cell.size / sum(item.size for item in cells[number:])
-        timed, dropped = time_cell(cell, candidates, effort, max(allowance, 0.0), dice)
-        place = {"label": cell.label, "batch": cell.batch, "tokens": cell.tokens}
-        for name, reason in dropped.items():
-            skipped.append({**place, "candidate": name, "reason": reason})
-        for reason in sorted(set(dropped.values())):
-            names = ", ".join(name for name, why in dropped.items() if why == reason)
+        # A cell's share of what is left follows its weight: large cells cost more per round.
+        allowance = left * cell.weight / sum(item.weight for item in cells[number:])
+        timed = time_cell(cell, racing, effort, max(allowance, 0.0), dice)
+        timings.append(timed)
+        for reason in sorted(set(timed.dropped.values())):
+            names = ", ".join(name for name, why in timed.dropped.items() if why == reason)
             report.say(f"skipped {cell.label} for {names}: {reason}")
-        if timed.seconds:
-            results.append({**place, "results": _figures(timed.seconds)})
-    report.advance(1.0, "done")
-    return results, skipped
-
-
-def _figures(seconds: dict[str, list[float]]) -> dict[str, dict[str, float | int | None]]:
-    """Median and p99 in milliseconds; ``speedup`` is the reference's median over this one's."""
-    import numpy as np
-
-    medians = {name: float(np.median(values)) * 1000 for name, values in seconds.items()}
-    reference = medians.get(REFERENCE)
-    return {
-        name: {
-            "median_ms": round(medians[name], 3),
-            # An observed value, not one between two; with fewer than 100 rounds it is the slowest.
-            "p99_ms": round(float(np.percentile(values, 99, method="inverted_cdf")) * 1000, 3),
-            "n": len(values),
-            "speedup": round(reference / medians[name], 3) if reference else None,
-        }
-        for name, values in seconds.items()
-    }
+        for candidate in [item for item in racing if item.name in timed.void]:
+            outside.drop(candidate, f"void: {timed.void[candidate.name]}")
+            racing.remove(candidate)
+            for earlier in timings:
+                earlier.seconds.pop(candidate.name, None)
+                earlier.dropped.pop(candidate.name, None)
+    report.advance(1.0, "timed")
+    return timings
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -386,6 +380,9 @@ def _numbers(option: str, text: str, lowest: int) -> list[int]:
 def main(
     name: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder, or a recipe's name.")] = "news",
     full: Annotated[bool, typer.Option("--full/--quick", help="Many rounds (half an hour), or few (minutes).")] = False,
+    references: Annotated[
+        bool, typer.Option("--references", help="Also the outside references that `make references` set up.")
+    ] = False,
     batches: Annotated[str, typer.Option(help="Windows per call, separated by commas.")] = "1,8,32",
     tokens: Annotated[str, typer.Option(help="Tokens per window; capped by the bundle's max_tokens.")] = "32,128,512",
     rounds: Annotated[int | None, typer.Option(min=1, help="Most timed runs per cell and candidate.")] = None,
@@ -403,7 +400,7 @@ def main(
 
       python -m export.bench
 
-      python -m export.bench reviews --full
+      python -m export.bench reviews --full --references
 
       python -m export.bench news --only onnx_fp32 --only onnx_int8 --batches 1 --tokens 64,128
     """
@@ -413,6 +410,7 @@ def main(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from bundle.folder import open_bundle, write_atomic
+    from export.bench_plots import draw
 
     console = Console(highlight=False)
     effort = FULL if full else QUICK
@@ -436,6 +434,7 @@ def main(
                 threads=threads,
                 seed=seed,
                 only=only or (),
+                references=REFERENCES if references else None,
                 report=Report(
                     lambda text: bar.console.print(text, soft_wrap=True, markup=False),
                     lambda share, state: bar.update(task, completed=share, state=state),
@@ -443,6 +442,7 @@ def main(
             )
         target = out or Path("docs/bench") / f"latency-{bundle.name}.json"
         write_atomic(target, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+        plots = draw(result, target) if result["cells"] else []
     except SlipwayError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -450,12 +450,17 @@ def main(
         typer.echo("stopped; nothing was written", err=True)
         raise typer.Exit(130) from error
     console.print(latency_table(result))
+    console.print(forms_table(result))
+    peaks = result["peak_gops"]
     machine = result["hardware"]
     isa = ", ".join(machine["isa"]) or "no vector extensions known"
     line = f"on      {machine['cpu']}, {machine['cores']} cores ({isa}), {result['threads']} threads each"
     console.print(f"{line}; commit {result['commit']}", soft_wrap=True, markup=False)
-    console.print(f"took    {result['seconds']} s; wrote {target}", soft_wrap=True, markup=False)
-    console.print("next: `make tables` puts the table into README.md", markup=False)
+    line = f"peak    {peaks['fp32']:.0f} GFLOP/s in float32, {peaks['int8']:.0f} GOP/s in 8-bit integers"
+    console.print(f"{line}; warm-up {result['settings']['warmups']} runs", soft_wrap=True, markup=False)
+    written = ", ".join([str(target), *(plot.name for plot in plots)])
+    console.print(f"took    {result['seconds']} s; wrote {written}", soft_wrap=True, markup=False)
+    console.print("next: `make tables` puts the tables into README.md and docs/bench/README.md", markup=False)
 
 
 def latency_table(result: dict[str, Any]) -> Table:
@@ -477,6 +482,29 @@ def latency_table(result: dict[str, Any]) -> Table:
             ratio = f"\n{figures['speedup']:.2f}×" if figures["speedup"] is not None else ""
             cells.append(f"{figures['median_ms']:.1f} ({figures['p99_ms']:.1f}){ratio}")
         table.add_row(name, *cells)
+    return table
+
+
+def forms_table(result: dict[str, Any]) -> Table:
+    """What else is known of each candidate: size, load time, memory, accuracy."""
+    from rich.table import Table
+
+    table = Table(title="Files, loading, memory, answers", title_justify="left")
+    for name in ("form", "MB", "load s", "memory MiB", "parity", "dev rows", "answers as fp32", "scores"):
+        table.add_column(name, justify="left" if name == "form" else "right", no_wrap=name == "form")
+    for name, facts in result["candidates"].items():
+        quality = facts["quality"] or {}
+        agreed = quality.get("agreement")
+        table.add_row(
+            name,
+            f"{facts['bytes'] / 1e6:.1f}",
+            f"{facts['load_seconds']:.2f}",
+            "—" if facts["resident_mib"] is None else f"{facts['resident_mib']:.0f}",
+            f"{facts['parity_max_abs']:.1e}",
+            str(quality.get("rows", "—")),
+            "—" if agreed is None else f"{agreed:.2%}",
+            ", ".join(f"{key} {value:.3f}" for key, value in quality.get("metrics", {}).items()) or "—",
+        )
     return table
 
 

@@ -1,18 +1,20 @@
 """Every form of a bundle's model, each in a process of its own that answers and times batches.
 
 `export.bench` decides what is sent. Processes keep the runtimes apart: their threads, their memory, their
-environment variables, and a crash of one is not the end of the others.
+environment variables, and a crash of one is not the end of the others. What is not Slipway's is in
+`export.references`; to the bench it is a `Candidate` like these.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from bundle.errors import ExportError
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from bundle.decode import FloatArray
     from bundle.encode import IntArray
     from bundle.folder import Bundle
-    from bundle.manifest import Artifact
 
 # Forms that are not simply an ONNX graph: name → artifact.
 PADDLE = {
@@ -37,19 +38,48 @@ DEFAULT = "paddle_inference_default"
 OPEN_SECONDS = 300.0
 
 
+class Channel(Protocol):
+    """A process that has a model open."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    def call(self, ids: IntArray, types: IntArray) -> tuple[float, list[FloatArray]]:
+        """Seconds and outputs of one call; raises `ExportError` if the process died or the runtime failed."""
+        ...
+
+    def close(self) -> None:
+        """Ends the process."""
+        ...
+
+
 @dataclass
 class Candidate:
-    """A form of the model in a process of its own."""
+    """A form of the model in a process of its own.
+
+    Attributes:
+        precision: of most of its arithmetic: fp32, fp16, bf16, int8.
+        artifact: of the bundle; empty for an outside reference.
+        batch_invariant: whether a window's logits do not depend on what it is batched with.
+        tolerance: largest allowed difference of a logit on the golden rows; None where labels are compared instead.
+        bytes: its files on disk, weights included.
+        load_seconds: opening the model, alone on the machine, files in the page cache, libraries imported.
+        max_abs, label_agreement: on the golden rows.
+        pace: seconds per padded token of the last cell, from which the next one's cost is guessed.
+    """
 
     name: str
-    artifact: Artifact
-    process: BaseProcess
-    pipe: Connection
-    log: Path
+    channel: Channel
+    precision: str
+    artifact: str = ""
+    batch_invariant: bool = True
+    tolerance: float | None = None
+    bytes: int = 0
     load_seconds: float = 0.0
     max_abs: float = 0.0
-    tolerance: float = 0.0
-    # Seconds per token of the last cell, from which the next one's cost is guessed.
+    label_agreement: float = 0.0
     pace: float = 0.0
 
     def time(self, ids: IntArray, types: IntArray) -> tuple[float, list[FloatArray]]:
@@ -58,22 +88,65 @@ class Candidate:
         Raises:
             ExportError: the process died or the runtime failed.
         """
-        try:
-            self.pipe.send((ids, types))
-            answer = self.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise ExportError(f"{self.name}: its process died: {_last_line(self.log)}") from error
-        if isinstance(answer, str):
-            raise ExportError(f"{self.name}: {answer}")
-        seconds, outputs = answer
-        return seconds, outputs
+        return self.channel.call(ids, types)
 
     def run(self, ids: IntArray, types: IntArray) -> list[FloatArray]:
         """Outputs of one call, in the signature's order."""
         return self.time(ids, types)[1]
 
+    def memory(self) -> dict[str, float | None]:
+        """Resident memory of its process in MiB, now and at its highest; None where the system does not tell."""
+        found: dict[str, float | None] = {"resident_mib": None, "peak_mib": None}
+        with suppress(OSError, ValueError):
+            for line in Path(f"/proc/{self.channel.pid}/status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                key = {"VmRSS": "resident_mib", "VmHWM": "peak_mib"}.get(name)
+                if key:
+                    found[key] = round(int(value.split()[0]) / 1024, 1)
+        return found
+
+
+@dataclass
+class Piped:
+    """A process of this interpreter with a pipe to it."""
+
+    name: str
+    process: BaseProcess
+    pipe: Connection
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
+    def call(self, ids: IntArray, types: IntArray) -> tuple[float, list[FloatArray]]:
+        seconds, outputs = self.ask((ids, types))
+        return seconds, outputs
+
+    def ask(self, question: object) -> Any:
+        """Sends one message and waits for the answer.
+
+        Raises:
+            ExportError: the process died, or the answer is a reason for which it could not.
+        """
+        try:
+            self.pipe.send(question)
+            answer = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise ExportError(f"{self.name}: its process died: {last_line(self.log)}") from error
+        if isinstance(answer, str):
+            raise ExportError(f"{self.name}: {answer}")
+        return answer
+
+    def wait(self, seconds: float) -> str:
+        """Waits for the process to have its libraries; empty, or the reason for which it has not."""
+        try:
+            answer = self.pipe.recv() if self.pipe.poll(max(seconds, 0)) else f"no answer in {OPEN_SECONDS:g} s"
+        except (EOFError, OSError):
+            answer = f"its process died: {last_line(self.log)}"
+        return "" if answer is True else str(answer)
+
     def close(self) -> None:
-        """Ends the process."""
         with suppress(OSError):  # it may be dead already
             self.pipe.send(None)
         self.pipe.close()
@@ -154,35 +227,49 @@ def open_onnx(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
 
 
 OPENERS = {"paddle": open_paddle, "paddle-static": open_paddle_inference, "onnx": open_onnx}
+# What an opener imports: done by all processes at once, so that opening a model can be timed alone.
+LIBRARIES = {
+    "paddle": ("paddle", "paddlenlp.transformers"),
+    "paddle-static": ("paddle.inference",),
+    "onnx": ("onnxruntime",),
+}
 
 
 def stand(pipe: Connection, job: dict[str, Any]) -> None:
-    """The life of a candidate's process: open the model, then time each batch that comes through the pipe."""
+    """The life of a candidate's process: import, open the model when asked to, then time each batch that comes."""
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
+        for library in LIBRARIES[job["format"]]:
+            importlib.import_module(library)
+        pipe.send(True)
+        if pipe.recv() is None:
+            return
+        start = time.perf_counter()
         run = OPENERS[job["format"]](job)
+        pipe.send(time.perf_counter() - start)
     except Exception as error:  # whatever a runtime raises is the reason to tell
-        pipe.send(_one_line(error))
+        pipe.send(one_line(error))
         return
-    pipe.send(True)
     while (batch := pipe.recv()) is not None:
         try:
             start = time.perf_counter()
             outputs = run(*batch)
             answer: object = (time.perf_counter() - start, outputs)
         except Exception as error:
-            answer = _one_line(error)
+            answer = one_line(error)
         pipe.send(answer)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The last line of an error, with its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """The last thing that a process wrote."""
     try:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
@@ -235,10 +322,10 @@ class Stand:
 
     def __exit__(self, *_: object) -> None:
         for candidate in self.candidates:
-            candidate.close()
+            candidate.channel.close()
 
     def start(self, names: Sequence[str]) -> dict[str, str]:
-        """Starts candidates in processes of their own, all at once, and waits until each has opened its model.
+        """Starts candidates in processes of their own, all at once, then opens their models one after the other.
 
         Returns:
             those that could not be started, with the reason.
@@ -249,6 +336,7 @@ class Stand:
         manifest, lost = self.bundle.manifest, {}
         known = PADDLE | {DEFAULT: PADDLE["paddle_inference"]}
         begun = time.perf_counter()
+        started: list[tuple[Candidate, Piped]] = []
         with _environment(environment_of(self.threads)):
             for name in names:
                 artifact = manifest.artifacts.get(known.get(name, name))
@@ -273,22 +361,32 @@ class Stand:
                 process = spawn.Process(target=stand, args=(there, job), name=f"bench-{name}", daemon=True)
                 process.start()
                 there.close()
-                self.candidates.append(Candidate(name, artifact, process, here, log))
-        for candidate in list(self.candidates):
-            try:
-                left = OPEN_SECONDS - (time.perf_counter() - begun)
-                answer = (
-                    candidate.pipe.recv() if candidate.pipe.poll(max(left, 0)) else f"no answer in {OPEN_SECONDS} s"
+                channel = Piped(name, process, here, log)
+                candidate = Candidate(
+                    name,
+                    channel,
+                    artifact.precision,
+                    PADDLE.get(name, name),
+                    artifact.batch_invariant,
+                    artifact.parity.tolerance if artifact.parity else None,
+                    artifact.bytes + sum(ref.bytes for ref in artifact.files if ref.file in weights),
                 )
-            except (EOFError, OSError):
-                answer = f"its process died: {_last_line(candidate.log)}"
-            candidate.load_seconds = time.perf_counter() - begun
-            if answer is not True:
-                lost[candidate.name] = answer
+                self.candidates.append(candidate)
+                started.append((candidate, channel))
+        for candidate, channel in started:
+            if reason := channel.wait(OPEN_SECONDS - (time.perf_counter() - begun)):
+                lost[candidate.name] = reason
                 self.drop(candidate)
+        for candidate, channel in started:
+            if candidate.name not in lost:
+                try:
+                    candidate.load_seconds = channel.ask("open")
+                except ExportError as error:
+                    lost[candidate.name] = str(error).removeprefix(f"{candidate.name}: ")
+                    self.drop(candidate)
         return lost
 
     def drop(self, candidate: Candidate) -> None:
         """Ends one candidate."""
         self.candidates.remove(candidate)
-        candidate.close()
+        candidate.channel.close()

@@ -34,20 +34,58 @@ BENCH = {
     "hardware": MACHINE,
     "threads": 2,
     "reference": "onnx_fp32",
-    "candidates": {"onnx_fp32": {}, "onnx_int8": {}},
+    "published": "onnx_int8",
+    "settings": {"warmups": 2},
+    "peak_gops": {"fp32": 150.2, "int8": 601.0},
+    "texts": {"texts": 40, "windows": 377},
+    "versions": {"onnxruntime": "1.32.0"},
+    "reference_versions": {"torch": {"torch": "2.13.0"}},
+    "candidates": {
+        "onnx_fp32": {"bytes": 95_844_452, "load_seconds": 0.31, "resident_mib": 240.4, "environment": None},
+        "onnx_int8": {
+            "bytes": 58_252_832,
+            "load_seconds": 0.2,
+            "resident_mib": 190.0,
+            "environment": None,
+            "quality": {"rows": 100, "metrics": {"accuracy": 0.79, "macro_f1": 0.7}, "agreement": 0.99},
+        },
+        "transformers_fp32": {"environment": "torch", "about": "transformers, PyTorch"},
+    },
     "cells": [
         {
             "label": "1×32",
+            "batch": 1,
+            "tokens": 32,
             "results": {
-                "onnx_fp32": {"median_ms": 4.04, "p99_ms": 5.0, "n": 30, "speedup": 1.0},
-                "onnx_int8": {"median_ms": 2.02, "p99_ms": 3.0, "n": 30, "speedup": 2.0},
+                "onnx_fp32": {"median_ms": 4.04, "p99_ms": 5.0, "n": 30, "speedup": 1.0, "texts_per_second": 247.5},
+                "onnx_int8": {
+                    "median_ms": 2.02, "p99_ms": 3.0, "n": 30, "speedup": 2.0, "texts_per_second": 495.0,
+                    "share_of_peak": 0.25,
+                },
             },
         },
-        {"label": "32×512", "results": {"onnx_int8": {"median_ms": 1234.5, "p99_ms": 2000, "n": 5, "speedup": None}}},
+        {
+            "label": "32×512",
+            "batch": 32,
+            "tokens": 512,
+            "results": {"onnx_int8": {"median_ms": 1234.5, "p99_ms": 2000, "n": 5, "speedup": None}},
+        },
+        {
+            "label": "many texts",
+            "texts": 31,
+            "batch": 0,
+            "tokens": 0,
+            "results": {
+                "onnx_int8": {
+                    "median_ms": 90.0, "p99_ms": 100.0, "n": 9, "speedup": 2.5, "texts_per_second": 33.31,
+                    "tokens_per_second": 12345.6, "share_of_peak": 0.3,
+                }
+            },
+        },
     ],
     "skipped": [{"label": "32×512", "candidate": "onnx_fp32", "reason": "slow"}],
     "left_out": {"paddle_dygraph": "the bundle has no artifact 'paddle'"},
-}
+}  # fmt: skip
 LOADTEST = {
     "command": "make loadtest",
     "created": "2026-11-24T10:00:00+00:00",
@@ -81,7 +119,8 @@ BASELINE = {
     "tfidf_balanced": {"accuracy": 0.7561, "macro_f1": 0.7},
 }
 EMPTY = "".join(
-    f"# {name}\n<!-- table:{name} -->\n<!-- /table:{name} -->\n" for name in ("bench", "results", "loadtest")
+    f"# {name}\n<!-- table:{name} -->\n<!-- /table:{name} -->\n"
+    for name in ("bench", "bench-shapes", "results", "loadtest")
 )
 
 
@@ -124,8 +163,22 @@ def test_int8_that_is_not_served_is_marked(project: Path) -> None:
 
 def test_every_figure_stands_in_its_table_with_the_command_that_printed_it(project: Path) -> None:
     content = fill(project)
-    assert "| `onnx_int8` | 2.0 (3.0) 2.00× | 1,234.5 (2,000.0) |" in content
-    assert "| `onnx_fp32` | 4.0 (5.0) | — |" in content
+    assert (
+        "| **`onnx_int8`** | 2.0 (3.0) | — | 33.3 | 12,346 | 2.50× | 30% | 58.3 | 0.20 | 190 | 0.790 | 99.0% |"
+        in content
+    )
+    assert "| `onnx_fp32` | 4.0 (5.0) | — | — | — | — | — | 95.8 | 0.31 | 240 | — | — |" in content
+    assert "| ↗ `transformers_fp32` | — |" in content
+    assert "Timed were — (one text) and 31 (many texts) of 40 dev texts with 377 windows" in content
+    assert "150 GFLOP/s in float32, for INT8 forms 601 GOP/s" in content
+    assert "5 to 30 rounds after 2 that do not count" in content
+    # Every shape, in milliseconds and in texts a second.
+    assert "| **`onnx_int8`** | 2.0 (3.0) 2.00× | 1,234.5 (2,000.0) | 90.0 (100.0) 2.50× |" in content
+    assert "| `onnx_fp32` | 4.0 (5.0) | — | — |" in content
+    assert "| **`onnx_int8`** | 495.0 (25%) | — | 33.3 (30%) |" in content
+    assert "Versions: onnxruntime 1.32.0, torch 2.13.0." in content
+    assert "- `transformers_fp32`: transformers, PyTorch" in content
+    assert "![Accuracy against speed of `news`](latency-news-by-accuracy.png)" in content
     assert "Left out as too slow: 32×512: `onnx_fp32`." in content
     assert "Not timed: `paddle_dygraph` (the bundle has no artifact 'paddle')." in content
     assert "Printed by `make bench`, 2026-11-24, commit abc, Some CPU, 2 cores (avx2)." in content
