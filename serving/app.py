@@ -16,7 +16,7 @@ from bundle.errors import SlipwayError
 from serving.door import Door, log
 from serving.errors import METHOD, NO_ROUTE, Kind, kind_of, problem, problem_of
 from serving.gateway import Gateway
-from serving.routes import kserve_v2, native, operations, stream
+from serving.routes import by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei
 from serving.schemas import PredictRequest, Problem, refusal
 
 # The files of Swagger UI, which the package fastapi-swagger carries; nothing else of it is used.
@@ -33,6 +33,9 @@ _UNDECLARED: tuple[type[BaseModel], ...] = (
     Problem,
     stream.StreamAnswer,
     kserve_v2.InferRequest,
+    tei.TeiPredictRequest,
+    huggingface.HfRequest,
+    paddlenlp.PaddleRequest,
 )
 
 
@@ -48,7 +51,8 @@ def make_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.include_router(native.router)
     app.include_router(stream.router)
-    app.include_router(kserve_v2.router)
+    for dialect in (kserve_v2, tei, huggingface, paddlenlp, by_name):
+        app.include_router(dialect.router)
     app.include_router(operations.router)
     _add_docs(app)
 

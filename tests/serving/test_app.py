@@ -88,6 +88,10 @@ DIALECTS = {
         "/v2/models/news/infer",
         {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["好"]}]},
     ),
+    "tei": ("/models/news/predict", {"inputs": "好"}),
+    "huggingface": ("/models/news", {"inputs": "好"}),
+    "paddlenlp": ("/models/news", {"data": {"text": "好"}}),
+    "paddlenlp taskflow": ("/taskflow/news", {"data": {"text": "好"}}),
 }
 UNKNOWN, DOWN, LATE = RuntimeError("the secret inside"), EngineUnavailable("Triton went away", 2.5), EngineTimeout(3)
 
@@ -98,6 +102,15 @@ UNKNOWN, DOWN, LATE = RuntimeError("the secret inside"), EngineUnavailable("Trit
         ("kserve", UNKNOWN, 500, {}),
         ("kserve", DOWN, 503, {}),
         ("kserve", LATE, 504, {}),
+        ("tei", UNKNOWN, 500, {"error_type": "Backend"}),
+        ("tei", DOWN, 503, {"error_type": "Unhealthy"}),
+        ("tei", LATE, 424, {"error_type": "Backend"}),
+        ("huggingface", UNKNOWN, 500, {"error_type": "Backend"}),
+        ("huggingface", DOWN, 503, {"error_type": "Unhealthy"}),
+        ("paddlenlp", UNKNOWN, 500, {}),
+        ("paddlenlp", DOWN, 503, {}),
+        ("paddlenlp", LATE, 504, {}),
+        ("paddlenlp taskflow", DOWN, 503, {}),
     ],
 )
 def test_a_fault_leaves_in_the_dialects_own_shape(
