@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("bundle", "finetune", "export", "serving", "loadtests")
+ROOMS = ("bundle", "finetune", "export", "serving", "loadtests", "slipway_client")
+# Where a room is, if not under its own name.
+PLACES = {"slipway_client": "clients/python/slipway_client"}
 MAY_IMPORT = {
     "bundle": set(),
     "finetune": {"bundle"},
     "export": {"bundle"},
     "serving": {"bundle"},
     "loadtests": set(),
+    "slipway_client": set(),
 }
 PADDLE = ("paddle", "paddlenlp", "paddle2onnx")
 WEB = ("fastapi", "starlette", "uvicorn", "tritonclient", "prometheus_client")
@@ -24,13 +28,14 @@ FORBIDDEN = {
     "loadtests": (*PADDLE, "onnx", "onnxruntime", "tokenizers"),
     "finetune": (*WEB, "onnx", "onnxruntime", "torch"),
     "export": (*WEB, "torch", "sklearn"),
+    "slipway_client": (),
 }
 
 
 def imports_of(room: str) -> list[tuple[Path, str]]:
     """Every module that a room's files import anywhere, also inside functions."""
     found = []
-    for path in sorted((ROOT / room).rglob("*.py")):
+    for path in sorted((ROOT / PLACES.get(room, room)).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found += [(path, alias.name) for alias in node.names]
@@ -53,6 +58,11 @@ def test_a_room_imports_no_library_of_another_rooms_work(room: str) -> None:
     for path, module in imports_of(room):
         top = module.partition(".")[0]
         assert top not in FORBIDDEN[room], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_the_client_needs_httpx_and_nothing_else() -> None:
+    tops = {module.partition(".")[0] for _, module in imports_of("slipway_client")}
+    assert tops - sys.stdlib_module_names == {"httpx", "slipway_client"}
 
 
 def test_one_file_of_serving_talks_to_triton_and_one_as_triton() -> None:
