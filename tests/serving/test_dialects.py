@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import tritonclient.http as triton_http
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.serving.conftest import Server
+from tests.serving.conftest import ROOT, Server
 
 pytestmark = pytest.mark.slow
 
@@ -235,3 +236,24 @@ def test_a_dialect_without_a_form_for_an_answer_says_so_and_where_it_is(server: 
             answer = httpx.post(f"{server.url}/{route}/desk", json={"data": {"text": ["好"]}})
             assert answer.status_code == 422 and list(answer.json()) == ["detail"]
             assert "POST /v1/models/desk/predict" in answer.json()["detail"]
+
+
+def test_the_documented_dialects_answer_as_documented(onnx_server: Server) -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = re.findall(r"```json POST (\S+)\n(.*?)```\n```json (\d+) [\w ]+\n(.*?)```", text, re.S)
+
+    assert {path.split("/")[1] for path, *_ in documented} == {"v2", "models", "taskflow"}
+    for path, asked, status, shown in documented:
+        found = httpx.post(onnx_server.url + path, json=json.loads(asked))
+        assert found.status_code == int(status), f"{path}: {found.text}"
+        # A refusal is shown word for word, an answer in its form.
+        assert alike(json.loads(shown), found.json()) if status == "200" else json.loads(shown) == found.json(), path
+
+
+def alike(shown: Any, found: Any) -> bool:
+    """Whether two answers have the same fields and types; of lists, whether the first items do."""
+    if isinstance(shown, dict) and isinstance(found, dict):
+        return list(shown) == list(found) and all(alike(shown[key], found[key]) for key in shown)
+    if isinstance(shown, list) and isinstance(found, list):
+        return bool(found) and alike(shown[0], found[0])
+    return type(shown) is type(found)

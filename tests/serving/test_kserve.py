@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,30 @@ def test_a_dead_engine_is_unavailable_over_both_until_it_is_back(bundles: Path, 
             client.infer("news", [tensor(triton_grpc, "好")])
     finally:
         assert server.stop() == 0, server.output
+
+
+def test_a_call_in_flight_is_finished_before_the_gateway_stops(bundles: Path, tmp_path: Path) -> None:
+    # Many windows one at a time, so that the call is still under way when the signal comes.
+    server = Server(
+        tmp_path,
+        *options(bundles, "onnx"),
+        SLIPWAY_BATCH_TOKENS="1",
+        SLIPWAY_PARALLEL_CALLS="1",
+        SLIPWAY_GRPC_PORT=str(free_port()),
+    ).until_ready()
+    answers: list[Any] = []
+
+    def ask() -> None:
+        with triton_grpc.InferenceServerClient(server.grpc) as client:
+            answers.append(client.infer("ner", [tensor(triton_grpc, *["大国新闻" * 40] * 60)]))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    eventually(lambda: "slipway_requests_in_flight 2.0" in httpx.get(server.url + "/metrics").text)
+
+    assert server.stop() == 0, server.output
+    thread.join()
+    assert answers[0].as_numpy("json").shape == (60,)
 
 
 def test_a_taken_port_is_told_before_anything_starts(bundles: Path, tmp_path: Path) -> None:
