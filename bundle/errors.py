@@ -19,7 +19,9 @@ SlipwayError
 │   ├── InvalidText          not text that can be encoded, or empty
 │   ├── LimitExceeded        a count or a size above its limit
 │   ├── TextTooLong          more windows than max_windows
+│   ├── NoForm               a dialect has no words for what this model answers
 │   └── ModelUnknown         no such model
+│       └── VersionUnknown       the model has no such version
 ├── EngineError          the engine cannot answer now
 │   ├── EngineUnavailable    not reachable, not ready or died
 │   └── EngineTimeout        did not answer before the deadline
@@ -209,12 +211,28 @@ class TextTooLong(RequestError):
         )
 
 
+class NoForm(RequestError):
+    """A dialect has no words for what this model answers, such as entities where only labels can be said."""
+
+    def __init__(self, dialect: str, model: str, task: str, instead: str) -> None:
+        self.dialect, self.model, self.task = dialect, model, task
+        super().__init__("model", f"{dialect} has no form for the answers of {model!r} ({task}); {instead}")
+
+
 class ModelUnknown(RequestError):
     """No such model is served here."""
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         self.name, self.known = name, tuple(known)
         super().__init__("model", f"there is no model {name!r}; served here: {', '.join(known) or 'none'}")
+
+
+class VersionUnknown(ModelUnknown):
+    """The model is served, but not in this version."""
+
+    def __init__(self, name: str, version: str, known: Sequence[str]) -> None:
+        super().__init__(f"{name}, version {version}", [f"{name}, version {item}" for item in known])
+        self.version = version
 
 
 class EngineError(SlipwayError):

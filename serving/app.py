@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, RedirectResponse
 
@@ -15,7 +16,7 @@ from bundle.errors import SlipwayError
 from serving.door import Door, log
 from serving.errors import METHOD, NO_ROUTE, Kind, kind_of, problem, problem_of
 from serving.gateway import Gateway
-from serving.routes import native, operations, stream
+from serving.routes import by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei
 from serving.schemas import PredictRequest, Problem, refusal
 
 # The files of Swagger UI, which the package fastapi-swagger carries; nothing else of it is used.
@@ -24,6 +25,18 @@ _ASSETS = {
     "swagger-ui.css": "text/css",
     "favicon-32x32.png": "image/png",
 }
+
+
+# Models that no route declares: bodies are parsed, and problems are written, outside the framework.
+_UNDECLARED: tuple[type[BaseModel], ...] = (
+    PredictRequest,
+    Problem,
+    stream.StreamAnswer,
+    kserve_v2.InferRequest,
+    tei.TeiPredictRequest,
+    huggingface.HfRequest,
+    paddlenlp.PaddleRequest,
+)
 
 
 def make_app(gateway: Gateway) -> FastAPI:
@@ -38,6 +51,8 @@ def make_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.include_router(native.router)
     app.include_router(stream.router)
+    for dialect in (kserve_v2, tei, huggingface, paddlenlp, by_name):
+        app.include_router(dialect.router)
     app.include_router(operations.router)
     _add_docs(app)
 
@@ -46,7 +61,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         if kind.status == 500:
             log.error("request %s failed", request.state.request_id, exc_info=error)
         gateway.telemetry.errors.labels(kind.name).inc()
-        return problem_of(error, request.state.request_id)
+        return problem_of(error, request.scope)
 
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -55,7 +70,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         gateway.telemetry.errors.labels(kind.name).inc()
         detail = f"there is no {request.method} {request.url.path} here; /docs lists what there is"
         headers = dict(error.headers or {})
-        return problem(kind, detail, request.state.request_id, headers=headers)
+        return problem(kind, detail, request.scope, headers)
 
     async def misasked(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -101,8 +116,7 @@ def _add_docs(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         description = generated()
         schemas = description.setdefault("components", {}).setdefault("schemas", {})
-        # Models that no route declares: bodies are parsed, and problems are written, outside the framework.
-        for model in (PredictRequest, Problem, stream.StreamAnswer):
+        for model in _UNDECLARED:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

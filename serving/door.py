@@ -20,7 +20,7 @@ from serving.telemetry import Telemetry
 
 log = logging.getLogger("slipway.gateway")
 
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Door:
@@ -40,7 +40,7 @@ class Door:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given if ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         begun, status, started, read = time.perf_counter(), 500, False, 0
         limited = not self._endless.fullmatch(scope["path"])
@@ -76,7 +76,7 @@ class Door:
                 # The answer is half sent; only a broken connection can tell the caller so.
                 raise
             self._telemetry.errors.labels(kind.name).inc()
-            await problem_of(error, request_id)(scope, receive, noted)
+            await problem_of(error, scope)(scope, receive, noted)
         finally:
             self._telemetry.in_flight.dec()
             # The route's pattern, not the path: a caller must not be able to make new time series.

@@ -6,15 +6,22 @@ A start ends in a gateway that answers as the bundles promise, or in an error; t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from bundle.errors import EngineUnavailable, GoldenMismatch, ModelUnknown
+from bundle.errors import (
+    BundleError,
+    EngineUnavailable,
+    GoldenMismatch,
+    LimitExceeded,
+    ModelUnknown,
+    RequestError,
+)
 from bundle.golden import compare
 from bundle.machine import cores
 from bundle.manifest import Parity
 from serving import catalogue
 from serving.catalogue import ServedModel
-from serving.classifier import Classifier
+from serving.classifier import Answers, Classifier, Text
 from serving.engines import Engine, make_engine
 from serving.running import running
 from serving.settings import Settings
@@ -58,6 +65,10 @@ class Gateway:
             rules=self.settings.rules,
             run_as=lambda manifest: running(manifest, self.settings),
         )
+        if self.settings.default_model and self.settings.default_model not in self.models:
+            raise BundleError(
+                f"the default model {self.settings.default_model!r} is not served; served are {', '.join(self.models)}"
+            )
         for model in self.models.values():
             if model.running.told:
                 say(f"{model.name}: {model.running.told}")
@@ -123,6 +134,39 @@ class Gateway:
             return self.models[name]
         except KeyError:
             raise ModelUnknown(name, sorted(self.models)) from None
+
+    def default_model(self) -> ServedModel:
+        """The model that is meant where a caller names none.
+
+        Raises:
+            RequestError: several are served and the settings name none of them.
+        """
+        name = self.settings.default_model
+        if not name and len(self.models) != 1:
+            raise RequestError(
+                "model",
+                f"several models are served here ({', '.join(sorted(self.models))}) and none is the default; "
+                "ask a route that names one, or have SLIPWAY_DEFAULT_MODEL set",
+            )
+        return self.model(name or next(iter(self.models)))
+
+    async def answer(
+        self, model: ServedModel, texts: Sequence[Text], *, truncate: bool = False, field: str = "inputs"
+    ) -> Answers:
+        """Answers one request, whatever language it came in: limit, prediction, rules, telemetry.
+
+        Args:
+            field: what the request calls its list of texts.
+
+        Raises:
+            RequestError: too many texts, or one that cannot be read, is too long or is not what the model reads.
+            EngineUnavailable, EngineTimeout: no answer now.
+        """
+        if len(texts) > self.settings.max_texts:
+            raise LimitExceeded(field, "texts", len(texts), self.settings.max_texts)
+        answers = await self.classifier.answer(model, texts, truncate=truncate)
+        self.telemetry.answered(model.name, answers)
+        return answers
 
     async def not_ready(self) -> dict[str, str]:
         """Why models cannot answer now, by model name; empty when all can."""

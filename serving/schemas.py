@@ -6,7 +6,7 @@ A request is parsed strictly: an unknown key, a number in quotes or a wrong type
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -56,6 +56,8 @@ class StreamItem(TextPair):
 
 
 _STRING = TypeAdapter(str)
+_OBJECT: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
+M = TypeVar("M", bound=BaseModel)
 
 
 def _kind_of_item(value: object) -> str | None:
@@ -135,6 +137,51 @@ def parse_request(body: bytes) -> PredictRequest:
         raise refusal(_first(error), "body", lambda field: PredictRequest if "." not in field else TextPair) from None
 
 
+def parse_object(body: bytes) -> dict[str, JsonValue]:
+    """Reads a body that must be a JSON object, of a route whose dialect the object itself tells.
+
+    Raises:
+        MalformedRequest: not JSON.
+        RequestError: JSON, but no object.
+    """
+    try:
+        return _OBJECT.validate_json(body)
+    except ValidationError as error:
+        raise refusal(_first(error), "body") from None
+
+
+def parse_as(model: type[M], value: object) -> M:
+    """Reads a dialect's request, from its bytes or from what `parse_object` gave.
+
+    Raises:
+        MalformedRequest: not JSON.
+        RequestError: JSON that is not such a request; names the field.
+    """
+    try:
+        if isinstance(value, bytes):
+            return model.model_validate_json(value)
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise refusal(_first(error), "body", lambda field: _owner(model, field)) from None
+
+
+def parse_options(values: Mapping[str, object], whole: str) -> PredictRequest:
+    """The options of a prediction where a dialect has a place for them; what is no option of ours is left alone.
+
+    Args:
+        whole: the place, as an error names it: ``parameters``.
+
+    Raises:
+        RequestError: an option is wrong; names it.
+    """
+    known = {name: values[name] for name in PredictRequest.model_fields if name in values and name != "inputs"}
+    try:
+        return PredictRequest.model_validate({"inputs": "-", **known})
+    except ValidationError as error:
+        first = _first(error)
+        raise refusal({**first, "loc": (whole, *first["loc"])}, "body") from None
+
+
 def parse_line(line: bytes) -> StreamItem:
     """Reads one line of a stream.
 
@@ -146,6 +193,16 @@ def parse_line(line: bytes) -> StreamItem:
         return StreamItem.of(line)
     except ValidationError as error:
         raise refusal(_first(error), "line", lambda field: StreamItem) from None
+
+
+def _owner(model: type[BaseModel], field: str) -> type[BaseModel]:
+    """The model that a dotted field belongs to, to tell which fields there are."""
+    for part in field.split(".")[:-1]:
+        inner = model.model_fields[part.partition("[")[0]].annotation
+        for candidate in (inner, *get_args(inner)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return model
 
 
 def _first(error: ValidationError) -> Mapping[str, Any]:

@@ -13,12 +13,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from bundle.manifest import TaskKind
 from serving.app import make_app
 from serving.gateway import Gateway
+
+if TYPE_CHECKING:
+    from serving.kserve_grpc import Front
 
 Say = Callable[[str], None]
 
@@ -49,8 +53,10 @@ async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: 
 
     Raises:
         BundleError, EngineError: the gateway cannot start.
+        SlipwayError: the gRPC port is taken.
     """
     begun = time.perf_counter()
+    front = _grpc_front(gateway)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -82,20 +88,49 @@ async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: 
         serving = loop.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
+        if front:
+            await front.start()
         _summary(gateway, listener, time.perf_counter() - begun, say)
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         gateway.draining = True
         say("stopping: requests in flight are finished first")
         await asyncio.sleep(gateway.settings.drain_seconds)
         server.should_exit = True
+        hurry = asyncio.Event()
         # A second signal stops waiting for requests in flight.
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, setattr, server, "force_exit", True)
+            loop.add_signal_handler(number, _hurry, server, hurry)
+        if front:
+            calls = loop.create_task(front.stop(gateway.settings.stop_seconds))
+            hurried = loop.create_task(hurry.wait())
+            await asyncio.wait({calls, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
         await serving
     finally:
         stopped.cancel()
+        if front:
+            await front.stop(0)
         await gateway.stop()
     say("stopped")
+
+
+def _hurry(server: Server, hurry: asyncio.Event) -> None:
+    server.force_exit = True
+    hurry.set()
+
+
+def _grpc_front(gateway: Gateway) -> Front | None:
+    """The gRPC side, its port bound, where the settings ask for it.
+
+    Raises:
+        SlipwayError: the port is taken.
+    """
+    if not gateway.settings.grpc_port:
+        return None
+    # Imported here: whoever serves HTTP alone, with ONNX Runtime, needs no gRPC.
+    from serving.kserve_grpc import Front
+
+    return Front(gateway, gateway.settings.host, gateway.settings.grpc_port)
 
 
 def _summary(gateway: Gateway, listener: socket.socket, seconds: float, say: Say) -> None:
@@ -111,5 +146,7 @@ def _summary(gateway: Gateway, listener: socket.socket, seconds: float, say: Say
         )
         body = json.dumps({"inputs": _TRY[manifest.task.kind]}, ensure_ascii=False)
         say(f"    curl -s {address}/v1/models/{model.name}/predict -d '{body}'")
+    if gateway.settings.grpc_port:
+        say(f"\ngRPC (Open Inference Protocol) on {shown}:{gateway.settings.grpc_port}")
     say(f"\nserving on {address}; documentation at {address}/docs")
     say("next: try a curl line above in another terminal, or `make loadtest`; Ctrl-C stops the server")

@@ -36,6 +36,12 @@ class Settings(BaseSettings):
         Path("model_repository"),
         description="Folder that `make export` wrote for the Triton that is started here.",
     )
+    default_model: str = Field(
+        "", description="Model that routes without a name in them ask (/predict, POST /); empty: the only one served."
+    )
+    grpc_port: int = Field(
+        0, ge=0, le=65535, description="TCP port of the gRPC side of the Open Inference Protocol; 0 leaves it off."
+    )
     log_folder: Path = Field(Path("artifacts/logs"), description="Folder for the log of the supervised Triton.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes; beyond it 413.")
     max_texts: int = Field(64, ge=1, description="Most texts in one request; beyond it 413.")

@@ -50,27 +50,27 @@ def prediction_of(model: ServedModel, answer: Answer, shape: Shape) -> Predictio
         "rules": _rules(answer, shape) or None,
     }
     if found is None:
-        return EntityPrediction(entities=_entities(answer, shape), **reading)
+        return EntityPrediction(entities=entities_of(answer, shape), **reading)
     scores = [
-        LabelScore(label=task.labels[index], score=_short(found.scores[index]))
-        for index in _ranked(found.scores, shape.top_k)
+        LabelScore(label=task.labels[index], score=short(found.scores[index]))
+        for index in ranked(found.scores, shape.top_k)
     ]
     if task.kind == "multi-label":
         limits = thresholds(task)
         given = [
-            GivenLabel(label=task.labels[index], score=_short(found.scores[index]), threshold=_short(limits[index]))
-            for index in _ranked(found.scores)
+            GivenLabel(label=task.labels[index], score=short(found.scores[index]), threshold=short(limits[index]))
+            for index in ranked(found.scores)
             if index in answer.chosen
         ]
         return LabelsPrediction(labels=given, scores=scores, **reading)
     (label,) = answer.chosen
-    best: dict[str, Any] = {"label": task.labels[label], "score": _short(found.scores[label]), "scores": scores}
+    best: dict[str, Any] = {"label": task.labels[label], "score": short(found.scores[label]), "scores": scores}
     if task.tags:
-        return LabelEntityPrediction(entities=_entities(answer, shape), **best, **reading)
+        return LabelEntityPrediction(entities=entities_of(answer, shape), **best, **reading)
     return LabelPrediction(**best, **reading)
 
 
-def _entities(answer: Answer, shape: Shape) -> list[EntityView]:
+def entities_of(answer: Answer, shape: Shape) -> list[EntityView]:
     text = answer.text.text
     at = converter(text, shape.offset_unit)
     return [
@@ -79,7 +79,7 @@ def _entities(answer: Answer, shape: Shape) -> list[EntityView]:
             text=text[item.start : item.end],
             start=at(item.start),
             end=at(item.end),
-            score=_short(item.score),
+            score=short(item.score),
         )
         for item in answer.tagged
     ]
@@ -100,12 +100,24 @@ def _rules(answer: Answer, shape: Shape) -> list[RuleView]:
     ]
 
 
-def _ranked(scores: FloatArray, top_k: int | None = None) -> list[int]:
+def given_first(model: ServedModel, answer: Answer, top_k: int | None = None) -> list[LabelScore]:
+    """Every label with the model's score, for dialects that know nothing else: first those that are given.
+
+    Mostly that is the order of the scores; where a rule or a threshold decided otherwise, the first is still the
+    answer. Within the given and the others it is best first.
+    """
+    assert answer.classified
+    scores = answer.classified.scores
+    order = sorted(ranked(scores), key=lambda index: index not in answer.chosen)
+    return [LabelScore(label=model.manifest.task.labels[index], score=short(scores[index])) for index in order[:top_k]]
+
+
+def ranked(scores: FloatArray, top_k: int | None = None) -> list[int]:
     """Label indexes, best first; equal scores in label order, as argmax has it."""
     return [int(index) for index in np.argsort(-scores, kind="stable")[:top_k]]
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     return round(float(value), 6)
 
 
@@ -123,7 +135,7 @@ def _windows(model: ServedModel, answer: Answer, shape: Shape) -> list[WindowVie
                 begins=read[:EDGE],
                 ends=read[-EDGE:],
                 tokens=window.last - window.first,
-                weight=_short(found.weights[number]) if found and found.weights.ndim == 1 else None,
+                weight=short(found.weights[number]) if found and found.weights.ndim == 1 else None,
                 scores=_window_scores(model, found, number, shape.top_k) if found else None,
             )
         )
@@ -136,8 +148,8 @@ def _window_scores(model: ServedModel, found: Classified, window: int, top_k: in
     return [
         WindowScore(
             label=model.manifest.task.labels[index],
-            score=_short(scores[index]),
-            weight=_short(found.weights[window, index]) if found.weights.ndim == 2 else None,
+            score=short(scores[index]),
+            weight=short(found.weights[window, index]) if found.weights.ndim == 2 else None,
         )
-        for index in _ranked(scores, top_k)
+        for index in ranked(scores, top_k)
     ]

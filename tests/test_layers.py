@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("bundle", "finetune", "export", "serving", "loadtests")
+ROOMS = ("bundle", "finetune", "export", "serving", "loadtests", "slipway_client")
+# Where a room is, if not under its own name.
+PLACES = {"slipway_client": "clients/python/slipway_client"}
 MAY_IMPORT = {
     "bundle": set(),
     "finetune": {"bundle"},
     "export": {"bundle"},
     "serving": {"bundle"},
     "loadtests": set(),
+    "slipway_client": set(),
 }
 PADDLE = ("paddle", "paddlenlp", "paddle2onnx")
 WEB = ("fastapi", "starlette", "uvicorn", "tritonclient", "prometheus_client")
@@ -24,6 +28,7 @@ FORBIDDEN = {
     "loadtests": (*PADDLE, "onnx", "onnxruntime", "tokenizers"),
     "finetune": (*WEB, "onnx", "onnxruntime", "torch"),
     "export": (*WEB, "torch", "sklearn"),
+    "slipway_client": (),
 }
 
 
@@ -34,7 +39,7 @@ WORKER = ROOT / "export" / "references" / "worker.py"
 def imports_of(room: str) -> list[tuple[Path, str]]:
     """Every module that a room's files import anywhere, also inside functions."""
     found = []
-    for path in sorted((ROOT / room).rglob("*.py")):
+    for path in sorted((ROOT / PLACES.get(room, room)).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found += [(path, alias.name) for alias in node.names]
@@ -65,14 +70,14 @@ def test_what_another_interpreter_runs_imports_nothing_of_the_project() -> None:
     assert not modules & set(ROOMS)
 
 
-def test_only_one_file_of_serving_talks_to_triton() -> None:
-    files = {path.name for path in (ROOT / "serving").rglob("*.py") if "tritonclient" in path.read_text()}
-    users = {path.name for path, module in _all_imports(ROOT / "serving") if module.startswith("tritonclient")}
-    assert len(users) == 1, f"{users} of {files}"
+def test_the_client_needs_httpx_and_nothing_else() -> None:
+    tops = {module.partition(".")[0] for _, module in imports_of("slipway_client")}
+    assert tops - sys.stdlib_module_names == {"httpx", "slipway_client"}
 
 
-def _all_imports(folder: Path) -> list[tuple[Path, str]]:
-    return imports_of(folder.name)
+def test_one_file_of_serving_talks_to_triton_and_one_as_triton() -> None:
+    users = {path.name for path, module in imports_of("serving") if module.startswith("tritonclient")}
+    assert users == {"triton_engine.py", "kserve_grpc.py"}
 
 
 def test_no_tracked_file_names_an_index_address_in_a_lock() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from bundle.decode import thresholds
-from bundle.errors import LimitExceeded
 from serving.catalogue import ServedModel
 from serving.routes import gateway_of
 from serving.schemas import (
@@ -76,10 +75,7 @@ async def predict(model: str, request: Request) -> Response:
     # Parsed here and not by the framework, so that no input can reach a parser without limits.
     wanted = parse_request(await request.body())
     texts = wanted.texts()
-    if len(texts) > gateway.settings.max_texts:
-        raise LimitExceeded("inputs", "texts", len(texts), gateway.settings.max_texts)
-    answers = await gateway.classifier.answer(served, texts, truncate=wanted.truncate)
-    gateway.telemetry.answered(served.name, answers)
+    answers = await gateway.answer(served, texts, truncate=wanted.truncate)
     timing = {stage: round(seconds * 1000, 3) for stage, seconds in answers.seconds.items()}
     shape = Shape(wanted.top_k, wanted.return_windows, wanted.offset_unit)
     response = PredictResponse(

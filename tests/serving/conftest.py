@@ -6,6 +6,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -49,6 +50,8 @@ class Server:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         self.url = ""
+        # host:port of the gRPC side, where one was asked for.
+        self.grpc = ""
 
     def _read(self) -> None:
         assert self.process.stdout
@@ -64,6 +67,8 @@ class Server:
     def until_ready(self) -> Server:
         """Waits for the line with the address."""
         while (line := self._lines.get(timeout=120)) is not None:
+            if found := re.match(r"gRPC .* on (\S+)", line):
+                self.grpc = found[1]
             if found := re.match(r"serving on (http://\S+);", line):
                 self.url = found[1]
                 return self
@@ -83,6 +88,14 @@ class Server:
         assert self.process.stdout
         self.process.stdout.close()
         return status
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 def eventually(condition, seconds: float = 60.0) -> None:  # type: ignore[no-untyped-def]
@@ -126,14 +139,25 @@ def options(bundles: Path, engine: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def onnx_server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("log"), *options(bundles, "onnx"), SLIPWAY_MAX_TEXTS="16").until_ready()
+    server = Server(
+        tmp_path_factory.mktemp("log"),
+        *options(bundles, "onnx"),
+        SLIPWAY_MAX_TEXTS="16",
+        SLIPWAY_DEFAULT_MODEL="news",
+        SLIPWAY_GRPC_PORT=str(free_port()),
+    ).until_ready()
     yield server
     assert server.stop() == 0, server.output
 
 
 @pytest.fixture(scope="session")
 def triton_server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("log"), *options(bundles, "triton")).until_ready()
+    server = Server(
+        tmp_path_factory.mktemp("log"),
+        *options(bundles, "triton"),
+        SLIPWAY_DEFAULT_MODEL="news",
+        SLIPWAY_GRPC_PORT=str(free_port()),
+    ).until_ready()
     yield server
     assert server.stop() == 0, server.output
 

@@ -12,7 +12,7 @@ import pytest
 
 from bundle.decode import FloatArray
 from bundle.encode import IntArray
-from bundle.errors import EngineUnavailable
+from bundle.errors import EngineTimeout, EngineUnavailable
 from serving.app import make_app
 from serving.catalogue import ServedModel
 from serving.engines.onnx_engine import OnnxEngine
@@ -81,6 +81,53 @@ def test_an_engine_that_is_down_is_a_503_with_retry_after(bundles: Path) -> None
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "3"
     assert answer.json()["detail"] == "Triton went away"
+
+
+DIALECTS = {
+    "kserve": (
+        "/v2/models/news/infer",
+        {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["好"]}]},
+    ),
+    "tei": ("/models/news/predict", {"inputs": "好"}),
+    "huggingface": ("/models/news", {"inputs": "好"}),
+    "paddlenlp": ("/models/news", {"data": {"text": "好"}}),
+    "paddlenlp taskflow": ("/taskflow/news", {"data": {"text": "好"}}),
+}
+UNKNOWN, DOWN, LATE = RuntimeError("the secret inside"), EngineUnavailable("Triton went away", 2.5), EngineTimeout(3)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "failure", "status", "more"),
+    [
+        ("kserve", UNKNOWN, 500, {}),
+        ("kserve", DOWN, 503, {}),
+        ("kserve", LATE, 504, {}),
+        ("tei", UNKNOWN, 500, {"error_type": "Backend"}),
+        ("tei", DOWN, 503, {"error_type": "Unhealthy"}),
+        ("tei", LATE, 424, {"error_type": "Backend"}),
+        ("huggingface", UNKNOWN, 500, {"error_type": "Backend"}),
+        ("huggingface", DOWN, 503, {"error_type": "Unhealthy"}),
+        ("paddlenlp", UNKNOWN, 500, {}),
+        ("paddlenlp", DOWN, 503, {}),
+        ("paddlenlp", LATE, 504, {}),
+        ("paddlenlp taskflow", DOWN, 503, {}),
+    ],
+)
+def test_a_fault_leaves_in_the_dialects_own_shape(
+    bundles: Path, dialect: str, failure: Exception, status: int, more: dict[str, str]
+) -> None:
+    (answer,), _ = asked(bundles, ("POST", *DIALECTS[dialect]), failure=failure)
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    sentence = body.pop("detail" if dialect.startswith("paddlenlp") else "error")
+    assert body == more
+    assert answer.headers.get("retry-after") == ("3" if failure is DOWN else None)
+    if failure is UNKNOWN:
+        assert "secret" not in answer.text and answer.headers["x-request-id"] in sentence
+    else:
+        assert sentence == str(failure)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from bundle.errors import BundleError
 from export.to_triton import write_repository
 from serving import catalogue
 from serving.settings import Settings
-from tests.serving.conftest import ROOT, Server, options
+from tests.serving.conftest import ROOT, Server, free_port, options
 from tests.serving.tiny_bundle import make_bundle, rebind
 
 
@@ -220,8 +220,12 @@ def test_serving_runs_from_its_own_requirements_and_without_paddle(bundles: Path
             [str(python), "-c", f"import {absent}"], cwd=tmp_path / "app", capture_output=True, text=True
         )
         assert "ModuleNotFoundError" in probe.stderr
-    server = Server(tmp_path, *options(bundles, "onnx"), python=str(python), cwd=tmp_path / "app").until_ready()
+    port = str(free_port())
+    server = Server(
+        tmp_path, *options(bundles, "onnx"), python=str(python), cwd=tmp_path / "app", SLIPWAY_GRPC_PORT=port
+    ).until_ready()
     try:
+        assert server.grpc == f"127.0.0.1:{port}"
         assert httpx.post(f"{server.url}/v1/models/news/predict", json={"inputs": "好"}).status_code == 200
     finally:
         assert server.stop() == 0

@@ -1,0 +1,49 @@
+"""``POST /models/{model}``, which two dialects share: Hugging Face's sends ``inputs``, PaddleNLP's ``data``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from bundle.errors import RequestError
+from serving.routes import gateway_of, huggingface, paddlenlp
+from serving.routes.tei import responses
+from serving.schemas import parse_object
+
+router = APIRouter(tags=["Hugging Face inference", "PaddleNLP SimpleServer"])
+
+
+@router.post(
+    "/models/{model}",
+    response_model=huggingface.Said | paddlenlp.PaddleResult,
+    responses={
+        **responses(400, 404, 413, 422, 424, 503),
+        504: {"model": paddlenlp.PaddleError, "description": "no answer in time"},
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "oneOf": [
+                            {"$ref": f"#/components/schemas/{model.__name__}"}
+                            for model in (huggingface.HfRequest, paddlenlp.PaddleRequest)
+                        ]
+                    }
+                }
+            },
+        }
+    },
+    summary="Answer in the dialect of the body",
+)
+async def ask(model: str, request: Request) -> Response:
+    """`{"inputs": …}` is answered as Hugging Face's inference API does, `{"data": …}` as PaddleNLP's SimpleServer."""
+    gateway = gateway_of(request)
+    body = parse_object(await request.body())
+    if "data" in body:
+        # From here on an error leaves in that dialect's shape.
+        request.state.dialect = "paddlenlp"
+        return await paddlenlp.answered(gateway, gateway.model(model), body)
+    if "inputs" not in body:
+        raise RequestError("body", "the body has neither inputs (Hugging Face) nor data (PaddleNLP)")
+    return await huggingface.answered(gateway, gateway.model(model), body)
