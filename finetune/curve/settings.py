@@ -37,6 +37,11 @@ class Thresholds(Strict):
         description="rate too low: sum of the rates so far over the weights' root mean square. Adam moves no weight by "
         "more than about the rate in a step (Kingma and Ba 2015, section 2.1), so this bounds how far it came",
     )
+    step: float = Field(
+        default=0.05,
+        gt=0,
+        description="rate too high: rate over the weights' root mean square. Fine-tuning usually has 0.001 to 0.01",
+    )
     rise: float = Field(
         default=1.15, gt=1, description="rate too high: a loss above this multiple of chance, or of its own best"
     )

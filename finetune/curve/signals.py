@@ -61,7 +61,7 @@ class Signals:
         self.since: list[float] = []
         self.window: deque[float] = deque(maxlen=self.settings.window)
         self.noise: list[float] = [0.0, 0.0]
-        self.travel = 0.0
+        self.rate = self.travel = 0.0
         self.number = 0  # of the next batch in the plan
         self.best_right: Array | None = None
         self.targets: Array | None = None
@@ -83,6 +83,7 @@ class Signals:
         self.started, self.first_step = time.monotonic(), step
         self.tokens = 0
         weights = [p for parameters in self.layers.values() for p in parameters if not p.stop_gradient and p.ndim > 1]
+        chance, dev_chance = chance_losses(self.prepared)
         self.record.begin(
             {
                 "name": self.prepared.recipe.name,
@@ -92,10 +93,13 @@ class Signals:
                 "level": self.settings.level,
                 "metric": self.prepared.recipe.metric,
                 "labels": len(self.task.token_labels or self.task.labels),
-                "chance": chance_loss(self.prepared),
+                "chance": chance,
+                "dev_chance": dev_chance,
                 "majority": most_common(gold_answers(self.prepared.dev_watch, self.task)),
+                "train_majority": most_common(gold_answers(self.prepared.train, self.task)),
                 "clip": self.clip,
-                "rms": float(np.sqrt(sum(_square(p) for p in weights) / max(1, sum(p.size for p in weights)))),
+                # The median, since one odd matrix should not speak for all.
+                "rms": float(np.median([(_square(p) / p.size) ** 0.5 for p in weights])),
                 "layers": list(self.layers),
                 "trained": [any(not p.stop_gradient for p in own) for own in self.layers.values()],
                 "thresholds": self.settings.thresholds.model_dump(),
@@ -190,6 +194,7 @@ class Signals:
             step: updates made.
             rate: of the update just made.
         """
+        self.rate = rate
         self.travel += rate
         if self.settings.level == 3 and (step - 1) % self.settings.deep_every == 0:
             self.record.add("deep", step, **self._inside(model))
@@ -218,7 +223,8 @@ class Signals:
 
     def diverged(self, step: int) -> Point:
         """The loss is no number; the training stops with this point."""
-        return self.record.add("train", step, loss=None, bad=max(self.bad, 1), **self._look)
+        values = {"loss": None, "rate": self.rate, "travel": self.travel, "bad": max(self.bad, 1)}
+        return self.record.add("train", step, **values, **self._look)
 
     def evaluated(self, step: int, metrics: dict[str, float], predicted: list[Predicted], joining: Joining) -> Point:
         """After an evaluation of the watched dev rows."""
@@ -228,7 +234,7 @@ class Signals:
         loss = scores.pop("loss")
         # The weights changed since the last evaluation: its second half is nearer to what dev was measured with.
         train = float(np.mean(self.since[len(self.since) // 2 :])) if self.since else None
-        chance = self.record.history.run["chance"]
+        chance = self.record.history.run["dev_chance"]
         words = [repr(readable(answer, self.task)) for answer in answers]
         right = np.array(
             [
@@ -242,6 +248,7 @@ class Signals:
             "train_loss": train,
             "gap": None if train is None else (loss - train) / chance,
             "top_answer": most_common(words),
+            "right": float(right.mean()),
         }
         if self.best_right is not None and self.best_right.any():
             values["forgotten"] = float(1 - right[self.best_right].mean())
@@ -494,28 +501,35 @@ def _gold(row: Row, task: Task) -> Any:
     return spans if task.tags else label
 
 
-def chance_loss(prepared: Prepared) -> float:
-    """The loss of a model that only knows how frequent each label (a tagger: each tag) is in train: an entropy."""
-    task, total = prepared.task, 0.0
-    rows = prepared.train[:5000]
+def chance_losses(prepared: Prepared) -> tuple[float, float]:
+    """The loss on train, and on the watched dev rows, of a model that only knows how frequent each label (a tagger:
+    each tag) is in train."""
+    task = prepared.task
+    losses = [0.0, 0.0]
+    splits = (prepared.train[:5000], prepared.dev_watch)
     if task.classifies:
-        gold = [found for row in rows if (found := class_target(row, task)) is not None]
+        golds = [[found for row in rows if (found := class_target(row, task)) is not None] for rows in splits]
         if task.kind == "multi-label":
-            share = np.clip(np.mean(gold, axis=0), 1e-6, 1 - 1e-6)
-            total += float(-(share * np.log(share) + (1 - share) * np.log(1 - share)).mean())
+            known = np.clip(np.mean(golds[0], axis=0), 1e-3, 1 - 1e-3)
+            for place, gold in enumerate(golds):
+                share = np.mean(gold, axis=0)
+                losses[place] += float(-(share * np.log(known) + (1 - share) * np.log(1 - known)).mean())
         else:
-            total += _entropy(np.bincount(gold))
+            for place, value in enumerate(_cross_entropies(golds, len(task.labels))):
+                losses[place] += value
     if task.tags:
-        tags = [
-            found
-            for item, row in zip(encode_rows(rows[:500], prepared.encoder), rows, strict=False)
-            if (found := tag_target(item, row, task)) is not None
-        ]
-        if tags:
-            total += _entropy(np.bincount(np.concatenate(tags)))
-    return max(total, 1e-6)
+        tags: list[list[int]] = [[], []]
+        for place, rows in enumerate((splits[0][:500], splits[1])):
+            for item, row in zip(encode_rows(rows, prepared.encoder), rows, strict=True):
+                found = tag_target(item, row, task)
+                tags[place] += [] if found is None else found.tolist()
+        for place, value in enumerate(_cross_entropies(tags, len(task.token_labels or task.labels))):
+            losses[place] += value
+    return max(losses[0], 1e-6), max(losses[1], 1e-6)
 
 
-def _entropy(counts: Array) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
+def _cross_entropies(golds: Sequence[Sequence[int]], labels: int) -> list[float]:
+    """Of each split with the shares of the first; a label that the first lacks counts as one row."""
+    counts = np.maximum(np.bincount(np.array(golds[0], dtype=int), minlength=labels), 1)
+    surprise = -np.log(counts / counts.sum())
+    return [float(surprise[np.array(gold, dtype=int)].mean()) if len(gold) else 0.0 for gold in golds]
