@@ -5,6 +5,7 @@ SlipwayError
 │   ├── RowError             one row: file, line, reason
 │   └── AssetUnavailable     pip or the hub could not bring it; says the offline way out
 ├── RecipeError          a recipe's key or value is wrong: file, key, allowed values
+├── TrainingDiverged     the loss of a training is no number any more
 ├── BundleError          a bundle folder is missing, incomplete or not what its manifest says
 │   ├── ManifestInvalid      bundle.json does not follow the schema
 │   ├── ChecksumMismatch     a file differs from its recorded sha256
@@ -85,6 +86,21 @@ class RecipeError(SlipwayError):
         where = f"{file}: {key}: " if key else f"{file}: "
         hint = f" (allowed: {', '.join(allowed)})" if allowed else ""
         super().__init__(f"{where}{reason}{hint}")
+
+
+class TrainingDiverged(SlipwayError):
+    """The loss of a training is NaN or infinite; going on would train nothing.
+
+    >>> str(TrainingDiverged(7, float("nan")))[:34]
+    'the loss is nan at step 7: a learn'
+    """
+
+    def __init__(self, step: int, loss: float) -> None:
+        self.step, self.loss = step, loss
+        super().__init__(
+            f"the loss is {loss} at step {step:,}: a learning rate that is too high is the usual cause. Lower "
+            "train.learning_rate and let train.clip be 1"
+        )
 
 
 class BundleError(SlipwayError):

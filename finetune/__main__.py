@@ -340,6 +340,37 @@ def check(
     console.print("next: name the file in a recipe ([data] train = …) and run `make finetune RECIPE=my.toml`")
 
 
+@app.command()
+def diagnose(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, such as artifacts/news/run, or its curve.jsonl.")],
+) -> None:
+    """What was wrong with a training, and when: told again from its record.
+
+    Example: python -m finetune diagnose artifacts/news/run
+    """
+    from finetune.curve.diagnosis import timeline
+    from finetune.curve.record import read
+
+    history = read(run_folder)
+    console.print(f"[bold]{history.run['name']}[/bold]: {history.step:,} of {history.run['steps']:,} steps recorded")
+    for event in history.of("event"):
+        would = "would have fired" if event.get("dry_run") else "fired"
+        say(f"step {event['step']:,}: {event['strategy']} {would}: {event['reason']}")
+    spells = timeline(history)
+    for spell in spells:
+        until = "to the end" if spell.last is None else f"to step {spell.last:,}"
+        say(f"{spell.finding.name}, step {spell.first:,} {until}: {spell.finding.sentence}")
+        say("  " + ", ".join(f"{name} {_short(value)}" for name, value in spell.finding.evidence.items()))
+    if not spells:
+        say("nothing wrong was found")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_short(item) for item in value) + "]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 

@@ -13,18 +13,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from bundle.decode import POOLINGS
 from bundle.errors import RecipeError
 from bundle.manifest import Calibration, Scheme, TaskKind, WeightScales
+from finetune.curve.settings import Curve
+from finetune.strict import Strict
 
 SHIPPED = Path(__file__).parent / "recipes"
 Form = Literal["quick", "full"]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Strict):
@@ -163,6 +161,7 @@ class Recipe(Strict):
     base: Base
     text: Text = Text()
     train: Train = Train()
+    curve: Curve = Curve()
     export: Export = Export()
 
     @model_validator(mode="after")
@@ -188,8 +187,11 @@ class Recipe(Strict):
         return self.train.metric or usual.get(self.task, "macro_f1")
 
     def checksum(self) -> str:
-        """sha256 of what decides the run, independent of comments, layout and the words that explain it."""
-        meaning = self.model_dump(mode="json", exclude={"summary", "expect"})
+        """sha256 of what decides the run, independent of comments, layout and the words that explain it.
+
+        How closely the run is watched does not decide it.
+        """
+        meaning = self.model_dump(mode="json", exclude={"summary", "expect", "curve"})
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,20 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from bundle.decode import FloatArray, token_labels
+from bundle.decode import FloatArray
 from bundle.encode import Encoded, Encoder, IntArray, Window
+from bundle.errors import TrainingDiverged
 from bundle.folder import write_atomic
 from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, Progress, encode_rows, metrics_of, predict
 from bundle.rows import Row
 from finetune.batches import Item, plan
+from finetune.curve.record import NAME
+from finetune.curve.signals import Signals
 from finetune.data.compose import tells
 from finetune.machine import quiet_paddle
 from finetune.prepare import Prepared, Say
+from finetune.targets import IGNORED, class_target, tag_target
 
 # Padded tokens in one forward pass of an evaluation: enough to keep the cores busy, little enough to stay in cache.
 EVAL_TOKENS = 4096
-IGNORED = -100
 # While training, windows of a watched row are pooled by this; which pooling is best is decided at the end.
 WATCH_JOINING = Joining(pooling="mean")
 
@@ -56,14 +59,20 @@ class Trained:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(prepared: Prepared, run: Path, say: Say) -> Trained:
+def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trained:
     """Trains, or goes on with an interrupted training of the same recipe and data.
 
     Args:
-        run: the run folder: checkpoints, VisualDL log, history.jsonl.
+        run: the run folder: checkpoints, VisualDL log, history.jsonl, curve.jsonl.
+        watched: False trains without any of `finetune.curve`, to compare with.
+
+    Raises:
+        TrainingDiverged: the loss is no number any more.
     """
     quiet_paddle()
     import paddle
+
+    from finetune.watch import Watch
 
     recipe, seed = prepared.recipe, prepared.recipe.train.seed
     random.seed(seed)
@@ -90,12 +99,20 @@ def train(prepared: Prepared, run: Path, say: Say) -> Trained:
         frozen = freeze(model, prepared)
         if frozen:
             say(f"frozen: {frozen}")
-        trainer = _trainer(model, prepared, encoded, batches, run, say)
+        signals = Signals(prepared, batches, run) if watched else None
+        watch = Watch(run, prepared, [_tokens(batch, encoded) for batch in batches], say, signals)
+        trainer = _trainer(model, prepared, encoded, batches, run, say, signals)
+        trainer.add_callback(watch)
         start = time.monotonic()
         resumed = _step_of(checkpoint)
         if checkpoint is not None:
             say(f"resuming at step {resumed:,} of {len(batches) // recipe.train.accumulate:,}")
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if signals is not None:
+                signals.load(checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            watch.close()
     model.eval()
     return Trained(
         model,
@@ -219,20 +236,6 @@ class _Windows:
         return batch
 
 
-def class_target(row: Row, task: Task) -> Any:
-    """What the classification head should say of a row: a label's index, or float32 (labels,) of 0 and 1; or None."""
-    if task.kind == "multi-label":
-        return np.array([label in (row.labels or ()) for label in task.labels], dtype=np.float32)
-    return None if row.label is None else task.labels.index(row.label)
-
-
-def tag_target(encoded: Encoded, row: Row, task: Task) -> IntArray | None:
-    """What the tagging head should say of a row's tokens: int64 (tokens,); None without entities or such a head."""
-    if not task.tags or row.entities is None:
-        return None
-    return token_labels(encoded, row.spans, task)
-
-
 def class_weights(rows: list[Row], prepared: Prepared) -> list[float] | None:
     """Loss weight of each class: (mean count / count) ** class_balance, scaled to a mean of 1 over the rows.
 
@@ -292,13 +295,17 @@ def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight
 
 
 def _trainer(
-    model: Any, prepared: Prepared, encoded: list[Encoded], batches: list[list[Item]], run: Path, say: Say
+    model: Any,
+    prepared: Prepared,
+    encoded: list[Encoded],
+    batches: list[list[Item]],
+    run: Path,
+    say: Say,
+    signals: Signals | None,
 ) -> Any:
     import paddle
     from paddlenlp.trainer import EarlyStoppingCallback, Trainer, TrainingArguments
     from paddlenlp.trainer.trainer_callback import PrinterCallback, ProgressCallback
-
-    from finetune.watch import Watch
 
     settings, metric = prepared.recipe.train, prepared.recipe.metric
     windows = _Windows(prepared, encoded)
@@ -356,6 +363,8 @@ def _trainer(
             outputs = model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             loss = loss_of(outputs, inputs, prepared.task, loss_weight)
+            if signals is not None:
+                signals.seen(float(loss), inputs, outputs)
             return (loss, outputs) if return_outputs else loss
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -363,9 +372,26 @@ def _trainer(
             scores = metrics_of(prepared.dev_watch, predicted, prepared.task, WATCH_JOINING)
             metrics = {f"eval_{name}": value for name, value in scores.items()}
             metrics["eval_loss"] = dev_loss(prepared, predicted)
+            if signals is not None:
+                signals.evaluated(self.state.global_step, metrics, predicted, WATCH_JOINING)
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
+
+        def _save_checkpoint(self, model: Any, metrics: Any = None) -> None:
+            if signals is not None:
+                # First of all files: a checkpoint counts as whole once its last one is there.
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                folder.mkdir(parents=True, exist_ok=True)
+                signals.save(folder)
+            super()._save_checkpoint(model, metrics=metrics)
+
+        def _check_loss_valid(self, loss: Any) -> None:
+            value = float(loss)
+            if not self.args.fp16 and not math.isfinite(value):
+                if signals is not None:
+                    signals.diverged(self.state.global_step + 1)
+                raise TrainingDiverged(self.state.global_step + 1, value)
 
     scheduler = _schedule(settings.schedule, settings.learning_rate, settings.warmup, updates)
     trainer = WindowTrainer(
@@ -375,7 +401,6 @@ def _trainer(
         eval_dataset=prepared.dev_watch,
         data_collator=windows.collate,
         callbacks=[
-            Watch(run, prepared, tokens_per_batch=[_tokens(batch, encoded) for batch in batches], say=say),
             EarlyStoppingCallback(early_stopping_patience=settings.patience),
         ],
         optimizers=(_optimizer(model, prepared, scheduler), scheduler),
@@ -478,6 +503,7 @@ def _checkpoint(prepared: Prepared, run: Path, say: Say) -> Path | None:
             say(f"recipe or data changed: the checkpoints in {folder} are dropped")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(run / "visualdl", ignore_errors=True)
+        (run / NAME).unlink(missing_ok=True)
         (run / "history.jsonl").unlink(missing_ok=True)
         write_atomic(mark, json.dumps(wanted))
         return None

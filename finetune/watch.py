@@ -1,54 +1,83 @@
-"""What a person sees of a running training: a progress bar, and a line for each dev evaluation.
+"""What a person sees of a running training: progress, a sparkline of the losses, evaluations and the diagnosis.
 
-Every logged point also goes to ``history.jsonl`` in the run folder, from which the curve is drawn.
+Every logged point also goes to ``history.jsonl`` in the run folder, from which the curve is drawn; what
+`finetune.curve` measures goes to ``curve.jsonl`` and to VisualDL.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paddlenlp.trainer import TrainerCallback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from finetune.curve.record import Point
+from finetune.curve.signals import Signals
 from finetune.prepare import Prepared, Say
+
+BARS = "▁▂▃▄▅▆▇█"
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Shows step, loss, rate of tokens and time left; writes the history."""
+    """Shows step, losses, rate of tokens and time left; writes the history; hands each step to the signals."""
 
-    def __init__(self, run: Path, prepared: Prepared, tokens_per_batch: list[int], say: Say) -> None:
-        self.history = run / "history.jsonl"
+    def __init__(
+        self, run: Path, prepared: Prepared, tokens_per_batch: list[int], say: Say, signals: Signals | None
+    ) -> None:
+        self.run, self.history = run, run / "history.jsonl"
         self.metric = prepared.recipe.metric
         self.accumulate = prepared.recipe.train.accumulate
-        self.tokens, self.say = tokens_per_batch, say
+        self.tokens, self.say, self.signals = tokens_per_batch, say, signals
         self.started, self.first_step = time.monotonic(), 0
         self.loss = float("nan")
+        self.rate = 0.0
         self.progress: Progress | None = None
+        self.visualdl: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.history.is_file():
             # Points after the checkpoint that the run resumes from would be drawn twice.
             lines = [json.loads(line) for line in self.history.read_text().split("\n") if line]
             kept = [json.dumps(point) for point in lines if point["step"] <= state.global_step]
             self.history.write_text("".join(line + "\n" for line in kept))
+        if self.signals is not None:
+            self.signals.begin(model, state.global_step)
         self.progress = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s  left"),
+            TextColumn("{task.fields[curve]} loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s  left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[ill]}"),
         )
-        self.bar = self.progress.add_task("", total=state.max_steps, completed=state.global_step, loss=0.0, rate=0.0)
+        fields: dict[str, Any] = {"loss": 0.0, "rate": 0.0, "curve": "", "ill": ""}
+        self.bar = self.progress.add_task("", total=state.max_steps, completed=state.global_step, **fields)
         self.progress.start()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_optimizer_begin(self, args: Any, state: Any, control: Any, scaler: Any = None, **_: Any) -> None:
+        if self.signals is not None:
+            self.signals.gradients(state.global_step, 1.0 if scaler is None else float(scaler._scale))
+
+    def on_optimizer_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.signals is not None:
+            self.signals.updated()
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
         done = sum(self.tokens[self.first_step * self.accumulate : state.global_step * self.accumulate])
         rate = done / max(time.monotonic() - self.started, 1e-9)
         self.rate = rate
+        if self.signals is not None:
+            point = self.signals.stepped(model, state.global_step, float(optimizer.get_lr()))
+            if point is not None:
+                self._draw(args, point)
         if self.progress is not None:
             self.progress.update(self.bar, completed=state.global_step, rate=rate, loss=self.loss)
             tenth = max(1, state.max_steps // 10)
@@ -80,16 +109,39 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             f"step {state.global_step:,}/{state.max_steps:,}: train loss {self.loss:.3f}; dev {scores} "
             f"({self.rate:,.0f} tokens/s)"
         )
+        if self.signals is not None:
+            self._draw(args, self.signals.record.history.points[-1])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        self.close()
         if state.global_step < state.max_steps:
             self.say(
                 f"stopped early at step {state.global_step:,} of {state.max_steps:,}: dev {self.metric} was no better "
                 "for as many evaluations as train.patience allows"
             )
+
+    def close(self) -> None:
+        """Ends the display, also where an error ended the training."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self.visualdl is not None:
+            self.visualdl.close()
+            self.visualdl = None
+
+    def _draw(self, args: Any, point: Point) -> None:
+        """A new point of the curve: to VisualDL, and to the sparkline."""
+        assert self.signals is not None
+        if self.visualdl is None:
+            from visualdl import LogWriter
+
+            # A folder of its own: PaddleNLP's callback holds the other one's writer.
+            self.visualdl = LogWriter(logdir=str(Path(args.logging_dir) / "curve"))
+        for name, value in scalars(point, self.signals.record.history.run):
+            self.visualdl.add_scalar(name, value, point["step"])
+        if self.progress is not None:
+            losses = [item["loss"] for item in self.signals.record.history.of("train")]
+            self.progress.update(self.bar, curve=sparkline(losses))
 
     def _print(self, sentence: str) -> None:
         if self.progress is not None:
@@ -98,3 +150,42 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def _write(self, point: dict[str, float]) -> None:
         with self.history.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(point) + "\n")
+
+
+def sparkline(values: Sequence[float | None], width: int = 16) -> str:
+    """A curve in one line of text, newest at the right; what is not finite is an x."""
+    if not values:
+        return ""
+    edges = [round(place * len(values) / width) for place in range(width + 1)] if len(values) > width else None
+    groups = [values[a:b] for a, b in itertools.pairwise(edges)] if edges else [[value] for value in values]
+    means = [None if None in group else sum(v for v in group if v is not None) / len(group) for group in groups]
+    known = [mean for mean in means if mean is not None]
+    if not known:
+        return "x" * len(means)
+    low, high = min(known), max(known)
+    return "".join(
+        "x" if mean is None else BARS[round((mean - low) / max(high - low, 1e-12) * (len(BARS) - 1))] for mean in means
+    )
+
+
+def scalars(point: Point, run: Point) -> list[tuple[str, float]]:
+    """A point's numbers under the names that VisualDL groups them by, such as ``grad/layer.0``."""
+    found: list[tuple[str, float]] = []
+    for name, value in point.items():
+        if name in ("kind", "step", "suspicious", "grad_spread"):
+            continue
+        group = f"curve/{point['kind']}" if not isinstance(value, list) else f"curve_{name}"
+        if isinstance(value, dict):
+            found += [(f"{group}_{key}", float(one)) for key, one in value.items() if one is not None]
+        elif isinstance(value, list):
+            if len(value) == len(run["layers"]):
+                labels = run["layers"]
+            else:
+                labels = [str(place) for place in range(len(value))]
+            for label, one in zip(labels, value, strict=True):
+                one = sum(one) / len(one) if isinstance(one, list) else one  # a layer's heads
+                if one is not None:
+                    found.append((f"{group}/{label}", float(one)))
+        elif isinstance(value, (int, float)):
+            found.append((f"{group}_{name}", float(value)))
+    return found

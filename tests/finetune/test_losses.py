@@ -9,7 +9,8 @@ import pytest
 
 from bundle.manifest import Task, bio_labels
 from finetune.machine import quiet_paddle
-from finetune.train import IGNORED, loss_of
+from finetune.targets import IGNORED
+from finetune.train import loss_of
 
 pytestmark = pytest.mark.slow
 HEADS = Task(kind="multi-task", labels=("no", "yes"), token_labels=bio_labels(["X"]))

@@ -1,0 +1,94 @@
+"""The recipe's table ``[curve]``: how closely a training is watched and when it counts as ill."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune.strict import Strict
+
+
+class Thresholds(Strict):
+    """When a finding is made.
+
+    Losses are compared with the chance loss, that of a model which knows nothing but how frequent each label is: a gap
+    of 0.15 means the same for two labels as for twenty. Where a default has no source it was set by the trainings of
+    ``python -m tests.finetune.faults``, so that each made fault is found and no healthy run is called ill.
+    """
+
+    gap: float = Field(
+        default=0.15,
+        gt=0,
+        description="overfitting: dev loss above train loss, as a share of the chance loss. 15% is a rule of thumb",
+    )
+    rises: int = Field(
+        default=2, ge=1, description="overfitting: dev evaluations in a row whose loss is above the one before"
+    )
+    unlearned: float = Field(
+        default=0.85, gt=0, le=1, description="underfitting: train loss that is still above this share of chance"
+    )
+    flat: float = Field(
+        default=0.05, gt=0, description="stagnation: train loss fell by less than this share of chance in half the run"
+    )
+    travel: float = Field(
+        default=0.02,
+        gt=0,
+        description="rate too low: sum of the rates so far over the weights' root mean square. Adam moves no weight by "
+        "more than about the rate in a step (Kingma and Ba 2015, section 2.1), so this bounds how far it came",
+    )
+    step: float = Field(
+        default=0.05,
+        gt=0,
+        description="rate too high: rate over the weights' root mean square. Fine-tuning usually has 0.001 to 0.01",
+    )
+    rise: float = Field(
+        default=1.15, gt=1, description="rate too high: a loss above this multiple of chance, or of its own best"
+    )
+    swing: float = Field(
+        default=0.05, gt=0, description="oscillation: each swing of the loss, as a share of its mean; +-5%"
+    )
+    vanishing: float = Field(
+        default=1e-7, gt=0, description="vanishing gradient: the norm of every encoder layer is below this"
+    )
+    exploding: float = Field(
+        default=100.0,
+        gt=1,
+        description="exploding gradient: a norm of so many times the clip (of 1 without one). A clip of 1 is usual "
+        "for BERT (Devlin et al. 2019, reference code); Pascanu et al. 2013 describe the fault",
+    )
+    dead: float = Field(
+        default=1e-4, gt=0, description="dead layer: its largest weight gradient over the median of the other layers"
+    )
+    majority: float = Field(
+        default=0.98, gt=0, le=1, description="imbalance collapse: share of dev rows that get one and the same answer"
+    )
+    suspects: float = Field(
+        default=0.15,
+        gt=0,
+        description="label noise: share of train rows for which another label is confidently right (confident "
+        "learning, Northcutt et al. 2021, who find 3 to 10% in public test sets)",
+    )
+    forgotten: float = Field(
+        default=0.2,
+        gt=0,
+        description="forgetting: share of the dev rows that the best evaluation had right and that are wrong now "
+        "(forgetting events, Toneva et al. 2019)",
+    )
+    patience: int = Field(default=2, ge=1, description="evaluations, or looks at the layers, that must agree")
+
+
+class Curve(Strict):
+    """How a training is watched."""
+
+    level: Literal[1, 2, 3] = Field(
+        default=1, description="1 losses and scores; 2 also gradients and updates by layer; 3 also the model's inside"
+    )
+    every: int | None = Field(
+        default=None, ge=1, description="updates between two recorded points; default: a hundredth of the run"
+    )
+    layers_every: int = Field(default=10, ge=1, description="level 2: updates between two looks at the layers")
+    deep_every: int = Field(default=50, ge=1, description="level 3: updates between two looks inside the model")
+    window: int = Field(default=20, ge=2, description="level 2: updates over which the variance of the loss is taken")
+    probe_rows: int = Field(default=16, ge=2, description="level 3: dev rows that are read to look inside the model")
+    thresholds: Thresholds = Thresholds()

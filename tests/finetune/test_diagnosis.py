@@ -1,0 +1,57 @@
+"""Each fault is found in a real training that has it, and nothing is found in healthy ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.curve.diagnosis import FINDINGS, diagnose, timeline
+from finetune.curve.record import History, read
+from finetune.curve.settings import Thresholds
+from tests.finetune.faults import FAULTS, HEALTHY, train_case
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_finding_has_a_training_that_shows_it() -> None:
+    assert {case.finding for case in FAULTS.values()} == set(FINDINGS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_by_its_name(name: str, tmp_path: Path) -> None:
+    history = read(train_case(FAULTS[name], tmp_path))
+    spells = {spell.finding.name: spell for spell in timeline(history)}
+    wanted = FAULTS[name].finding
+    assert wanted in spells, f"found {sorted(spells)}"
+    finding = spells[wanted].finding
+    assert finding.evidence and len(finding.sentence.split()) > 8
+    assert timeline(read(tmp_path / "run")) == timeline(history), "the record tells it again"
+
+
+@pytest.mark.parametrize("name", ["as it should be", "5% of the labels wrong"])
+def test_a_healthy_training_is_not_called_ill(name: str, tmp_path: Path) -> None:
+    assert [spell.finding.name for spell in timeline(read(train_case(HEALTHY[name], tmp_path)))] == []
+
+
+def test_an_empty_history_has_no_finding_and_a_threshold_can_be_changed() -> None:
+    run = {
+        "steps": 100,
+        "chance": 0.7,
+        "dev_chance": 0.7,
+        "majority": 0.5,
+        "train_majority": 0.5,
+        "rms": 0.1,
+        "clip": 1.0,
+        "layers": ["layer.0", "head"],
+        "trained": [True, True],
+    }
+    assert diagnose(History(run)) == []
+    losses = [(0.3, 0.3), (0.25, 0.32), (0.2, 0.4), (0.1, 0.45)]
+    points = [
+        {"kind": "dev", "step": step, "train_loss": train, "loss": dev, "gap": (dev - train) / 0.7, "top_answer": 0.5}
+        | {"right": 0.9, "suspects": None}
+        for step, (train, dev) in enumerate(losses, 1)
+    ]
+    assert [finding.name for finding in diagnose(History(run, points))] == ["overfitting"]
+    assert diagnose(History(run, points), Thresholds(gap=0.6)) == []
