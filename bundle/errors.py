@@ -14,7 +14,8 @@ SlipwayError
 ├── ExportError          a conversion went wrong
 │   ├── ConversionFailed     a converter failed or crashed
 │   ├── FusionMissing        the graph did not fuse as its architecture demands
-│   └── ParityFailed         the converted graph does not compute what its source does
+│   ├── ParityFailed         the converted graph does not compute what its source does
+│   └── GpuMissing           a GPU was asked for and cannot be used here: all that is missing
 ├── RequestError         the caller can mend it: which field, which limit
 │   ├── MalformedRequest     the body, or a line of a stream, is not JSON
 │   ├── InvalidText          not text that can be encoded, or empty
@@ -174,6 +175,18 @@ class ParityFailed(ExportError):
     def __init__(self, artifact: str, source: str, reason: str) -> None:
         self.artifact, self.source, self.reason = artifact, source, reason
         super().__init__(f"{artifact} does not compute what {source} does: {reason}")
+
+
+class GpuMissing(ExportError):
+    """A GPU was asked for and cannot be used here.
+
+    >>> str(GpuMissing(["no NVIDIA device (/dev/nvidia0)", "no CUDA driver (libcuda.so.1)"]))
+    '--device gpu cannot be used here: no NVIDIA device (/dev/nvidia0); no CUDA driver (libcuda.so.1)'
+    """
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        self.missing = tuple(missing)
+        super().__init__(f"--device gpu cannot be used here: {'; '.join(missing)}")
 
 
 class RequestError(SlipwayError):

@@ -153,7 +153,9 @@ def run(
         WeightScales | None,
         typer.Option(help="One scale per output column or per weight; default: the recipe's, or column."),
     ] = None,
-    device: Annotated[Device, typer.Option(help="gpu: half precision, proved and measured on it.")] = Device.CPU,
+    device: Annotated[
+        Device, typer.Option(help="gpu is checked and refused where it is missing; not built yet.")
+    ] = Device.CPU,
     dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 400,
 ) -> None:
     """Converts and quantizes a model, chooses how windows are joined, publishes one form, and writes Triton's files."""
@@ -172,7 +174,10 @@ def run(
         if device is Device.GPU:
             from export.gpu import require_gpu
 
-            require_gpu()
+            providers = ", ".join(require_gpu())
+            journal.say(
+                f"A GPU can be used here ({providers}), but this version exports for the CPU alone: going on so"
+            )
         bundle, dev, tolerance, how = _open(root, dev_rows, max_drop, min_agreement, scheme, calibration, weight_scales)
         journal.say(f"{bundle.name}: {root} ({bundle.manifest.made.architecture}); the libraries' words go to {log}")
         written = (repository, platform, instances, threads, _aim(aim))

@@ -272,6 +272,7 @@ def _compare(
     report["slices"] = slices_record(comparison.slices)
     report["changed"] = rows_record(comparison, dev.rows, dev.lines, answers, manifest.task, file)
     report["layers"] = layers_record(errors)
+    report["noise"] = round(comparison.noise, 6)
     report["notes"] = list(comparison.notes)
     return reasons
 

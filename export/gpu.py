@@ -1,6 +1,7 @@
 """What a GPU needs, and a plain refusal where it is missing.
 
-The same graph runs on a GPU: onnxruntime-gpu has CUDA and TensorRT providers for the fused operators.
+Nothing more yet: half precision and sessions on onnxruntime-gpu's CUDA and TensorRT providers are not built, as no GPU
+was at hand to prove them on. Where a GPU could be used, the export says that, and stops.
 """
 
 from __future__ import annotations
@@ -8,22 +9,10 @@ from __future__ import annotations
 import ctypes.util
 from pathlib import Path
 
-from bundle.errors import ExportError
+from bundle.errors import GpuMissing
 
 # In the order of preference.
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-
-
-class GpuMissing(ExportError):
-    """A GPU was asked for and cannot be used here.
-
-    >>> print(GpuMissing(["no NVIDIA device (/dev/nvidia0)", "no CUDA driver (libcuda.so.1)"]))
-    --device gpu cannot be used here: no NVIDIA device (/dev/nvidia0); no CUDA driver (libcuda.so.1)
-    """
-
-    def __init__(self, missing: list[str]) -> None:
-        self.missing = tuple(missing)
-        super().__init__(f"--device gpu cannot be used here: {'; '.join(missing)}")
 
 
 def missing_for_gpu() -> list[str]:

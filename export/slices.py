@@ -385,7 +385,7 @@ def _judge_all(side: Pair, tolerance: Tolerance, total: Comparison) -> None:
         )
     noise = item.mean_logit / side.spread
     total.noise = max(total.noise, noise)
-    if noise > tolerance.max_noise:
+    if not noise <= tolerance.max_noise:  # not a number either
         item.failed.append(
             f"a logit differs by {item.mean_logit:.3g} in the mean, {noise:.1%} of their spread; "
             f"{tolerance.max_noise:.1%} is allowed"

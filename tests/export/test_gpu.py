@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from bundle.errors import GpuMissing
 from export.__main__ import app
-from export.gpu import GpuMissing, missing_for_gpu, require_gpu
+from export.gpu import missing_for_gpu, require_gpu
 
 without_gpu = pytest.mark.skipif(not missing_for_gpu(), reason="a GPU can be used here")
 

@@ -219,3 +219,10 @@ def test_the_tail_is_a_chance_that_falls_with_the_count(rows: int, changed: int,
 def test_the_tail_of_one_in_thirteen_and_of_three_in_three() -> None:
     assert tail(13, 1, 0.01) == pytest.approx(1 - 0.99**13)
     assert tail(3, 3, 0.1) == pytest.approx(0.001)
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    after = said(GOLD)
+    after[7] = replace(after[7], logits=[np.full(3, np.nan, np.float32)])
+    found = compare(rows_of(GOLD), said(GOLD), after)
+    assert any("of their spread" in reason for reason in found.reasons)
