@@ -470,6 +470,55 @@ def validate(
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
+@app.command(
+    epilog="""[bold]Examples[/bold]
+
+  python -m export profile artifacts/news
+  python -m export profile artifacts/news --artifact onnx_fused --batch 8 --tokens 128
+"""
+)
+def profile(
+    folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")],
+    artifact: Annotated[str, typer.Option(help="ONNX artifact to profile.")] = "onnx_int8",
+    batch: Annotated[int, typer.Option(min=1, help="Windows in a call.")] = 1,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens of a window; capped by the bundle's windows.")] = 128,
+    runs: Annotated[int, typer.Option(min=5, help="Timed calls; fewer if they take more than a minute.")] = 100,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the session; 0: all cores.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the results file and the picture.")] = Path("docs/bench"),
+) -> None:
+    """Shows where a graph's time goes: each operator against the peaks of this machine."""
+    import json
+
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle, write_atomic
+    from export.profiler import operators_table, picture
+    from export.profiler import profile as measure
+
+    console = Console()
+    try:
+        bundle = open_bundle(bundle_folder(folder), verify=False)
+        result = measure(bundle, artifact, batch=batch, tokens=tokens, runs=runs, threads=threads or None)
+    except SlipwayError as error:
+        _complain(console, error)
+        raise typer.Exit(1) from error
+    stem = f"profile-{bundle.name}-{artifact}-{batch}x{result['tokens']}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / f"{stem}.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(out / f"{stem}.svg", picture(result))
+    console.print(operators_table(result))
+    machine, busy = result["hardware"], result["load_before"]
+    console.print(
+        f"on {machine['cpu']}, {machine['cores']} cores, load {busy} before; ONNX Runtime "
+        f"{result['versions']['onnxruntime']}; commit {result['commit']}; a call {result['call_ms']['median']:.2f} ms "
+        f"(p99 {result['call_ms']['p99']:.2f}), {result['warmups']} warm-ups; wrote {out / stem}.json and .svg",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 def bundle_folder(folder: Path) -> Path:
     """The bundle itself: the folder given, or the ``bundle`` folder inside it."""
     return folder / "bundle" if not (folder / "bundle.json").is_file() else folder

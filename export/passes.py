@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -176,31 +177,43 @@ def _distance(left: Predicted, right: Predicted) -> float:
 
 
 def timed_inputs(golden: GoldenRows) -> dict[str, list[tuple[IntArray, IntArray]]]:
-    """Real windows of the dev split (without one: of the golden rows), cut to the shapes that gains are measured at.
+    """Real windows cut to the shapes that gains are measured at.
 
     Returns:
         ``batch×tokens`` → up to 8 batches of (ids, types), int64 (batch, tokens) each.
     """
+    windows = real_windows(golden)
+    found: dict[str, list[tuple[IntArray, IntArray]]] = {}
+    for batch, tokens in SHAPES:
+        cut = real_batches(windows, batch, tokens, golden.bundle.manifest.text.pad_id)
+        found[f"{batch}×{max(ids.shape[1] for ids, _ in cut)}"] = cut
+    return found
+
+
+def real_windows(golden: GoldenRows) -> list[WindowRow]:
+    """Windows of the first `TIMED_ROWS` dev rows (without a dev split: of the golden rows), the longest first."""
     bundle = golden.bundle
     encoded = golden.encoded
     if "dev" in bundle.manifest.splits:
-        rows = []
-        for row in read_rows(bundle.path(bundle.manifest.splits["dev"].file)):
-            rows.append(row)
-            if len(rows) == TIMED_ROWS:
-                break
-        encoded = encode_rows(rows, golden.encoder)
+        rows = read_rows(bundle.path(bundle.manifest.splits["dev"].file))
+        encoded = encode_rows(islice(rows, TIMED_ROWS), golden.encoder)
     windows = [golden.encoder.row(item, index) for item in encoded for index in range(len(item.windows))]
-    windows.sort(key=lambda window: -len(window.ids))
-    found: dict[str, list[tuple[IntArray, IntArray]]] = {}
-    for batch, tokens in SHAPES:
-        long = [window for window in windows if len(window.ids) >= tokens] or windows
-        groups = [long[start : start + batch] for start in range(0, len(long), batch)][:8]
-        whole = [group for group in groups if len(group) == batch] or [(groups[0] * batch)[:batch]]
-        cut = [pad([_cut(window, tokens) for window in group], bundle.manifest.text.pad_id) for group in whole]
-        widest = max(ids.shape[1] for ids, _ in cut)
-        found[f"{batch}×{widest}"] = cut
-    return found
+    return sorted(windows, key=lambda window: -len(window.ids))
+
+
+def real_batches(windows: Sequence[WindowRow], batch: int, tokens: int, pad_id: int) -> list[tuple[IntArray, IntArray]]:
+    """Up to 8 batches of windows cut to so many tokens, or padded where too few are so long.
+
+    Args:
+        windows: the longest first.
+
+    Returns:
+        (ids, types), int64 (batch, at most ``tokens``) each.
+    """
+    long = [window for window in windows if len(window.ids) >= tokens] or list(windows)
+    groups = [long[start : start + batch] for start in range(0, len(long), batch)][:8]
+    whole = [group for group in groups if len(group) == batch] or [(groups[0] * batch)[:batch]]
+    return [pad([_cut(window, tokens) for window in group], pad_id) for group in whole]
 
 
 def _cut(window: WindowRow, tokens: int) -> WindowRow:
