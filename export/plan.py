@@ -200,8 +200,12 @@ def candidates(
 
 
 def free_memory() -> float:
-    """Bytes that programs can still have."""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    """Bytes that programs can still have, what the system only caches included."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    return 1024 * next(float(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
@@ -323,7 +327,7 @@ def plan(
 
     Args:
         force: measure anew what is known.
-        kept: file of measurements; by default ``plan.json`` beside the bundle.
+        kept: file of measurements; by default ``plan.json`` beside the bundle folder.
 
     Raises:
         ExportError: nothing is published, or there are no dev rows.
@@ -342,7 +346,7 @@ def plan(
     with journal.progress("reading dev texts"):
         mix = mix_of(bundle, Encoder.of(bundle), SAMPLE)
     sample = digest([manifest.splits["dev"].sha256, manifest.text.model_dump(mode="json"), SAMPLE])
-    file = kept or bundle.root.parent / "plan.json"
+    file = kept or (bundle.root.parent if bundle.root.name == "bundle" else bundle.root) / "plan.json"
     effort = EFFORTS["brief" if wish.search == "brief" else "quick"]
     everything = candidates(manifest, _forms(manifest, wish), count, effort.windows, free_memory())
     defaults = usual(manifest.published, count)

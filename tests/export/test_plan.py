@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,21 @@ def test_the_exhaustive_search_drives_everything_and_judges_the_quick_one(bundle
     if of(made).throughput != of(made).defaults:
         (duel,) = of(made).vs_defaults
         assert duel.against == of(made).defaults and duel.lowest <= duel.ratio <= duel.highest
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_set_against_its_defaults_the_plain_graph_and_paddle(
+    copied: Callable[[str], Bundle],
+) -> None:
+    made, _ = told(copied("bert-classes"), Wish("quick", clients=2))
+    forms = {trial.setup.artifact for trial in of(made).table}
+    assert forms >= set(made.manifest.servable) >= {"onnx_fp32", "onnx_fused"}
+    assert of(made).throughput.artifact in made.manifest.servable
+    rivals = {(duel.against.runtime, duel.against.artifact): duel for duel in of(made).vs_defaults}
+    paddle = rivals["paddle-inference", "paddle_static"]
+    assert paddle.ratio > 0 and paddle.requests > 0
+    if of(made).throughput.artifact != "onnx_fp32":
+        assert rivals["onnxruntime", "onnx_fp32"].against.sessions == 1
 
 
 def test_a_bundle_without_dev_rows_or_publication_is_refused(tmp_path: Path) -> None:
