@@ -223,7 +223,9 @@ def bench_shapes_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
         ]
         if about:
             lines += ["", "Outside references:", "", *about]
-        lines += ["", *(f"![{words} of {title}]({stem}-{name}.png)" for name, words in PICTURES.items())]
+        for name, words in PICTURES.items():
+            if (file := f"{stem}-{name}.png") in (record.get("pictures") or ()):
+                lines += ["", f"![{words} of {title}]({file})"]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -441,8 +441,10 @@ def main(
                 ),
             )
         target = out or Path("docs/bench") / f"latency-{bundle.name}.json"
-        write_atomic(target, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+        target.parent.mkdir(parents=True, exist_ok=True)
         plots = draw(result, target) if result["cells"] else []
+        result["pictures"] = [plot.name for plot in plots]
+        write_atomic(target, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     except SlipwayError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error

@@ -35,6 +35,7 @@ BENCH = {
     "threads": 2,
     "reference": "onnx_fp32",
     "published": "onnx_int8",
+    "pictures": ["latency-news-by-accuracy.png"],
     "settings": {"warmups": 2},
     "peak_gops": {"fp32": 150.2, "int8": 601.0},
     "texts": {"texts": 40, "windows": 377},
@@ -179,6 +180,7 @@ def test_every_figure_stands_in_its_table_with_the_command_that_printed_it(proje
     assert "Versions: onnxruntime 1.32.0, torch 2.13.0." in content
     assert "- `transformers_fp32`: transformers, PyTorch" in content
     assert "![Accuracy against speed of `news`](latency-news-by-accuracy.png)" in content
+    assert "by-length" not in content
     assert "Left out as too slow: 32×512: `onnx_fp32`." in content
     assert "Not timed: `paddle_dygraph` (the bundle has no artifact 'paddle')." in content
     assert "Printed by `make bench`, 2026-11-24, commit abc, Some CPU, 2 cores (avx2)." in content

@@ -197,6 +197,7 @@ def test_every_form_is_timed_on_every_shape_and_written_to_a_file(bundle: Bundle
     assert f"wrote {out}" in result.output
     pictures = {f"latency-tiny-{name}.png" for name in ("by-length", "by-batch")}
     assert {path.name for path in out.parent.iterdir()} == {out.name, *pictures}
+    assert set(record["pictures"]) == pictures
     assert all((out.parent / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
