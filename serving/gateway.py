@@ -65,15 +65,12 @@ class Gateway:
             rules=self.settings.rules,
             run_as=lambda manifest: running(manifest, self.settings),
         )
-        if self.settings.default_model and self.settings.default_model not in self.models:
-            raise BundleError(
-                f"the default model {self.settings.default_model!r} is not served; served are {', '.join(self.models)}"
-            )
         for model in self.models.values():
             if model.running.told:
                 say(f"{model.name}: {model.running.told}")
         say(f"starting the {self.engine.name} engine with {', '.join(self.models)}")
         try:
+            self._check_default()
             await self.engine.start(list(self.models.values()))
             for model in self.models.values():
                 self.measured[model.name] = parity = await self.check_golden(model)
@@ -82,6 +79,11 @@ class Gateway:
             await self.stop()
             raise
         self.started = True
+
+    def _check_default(self) -> None:
+        name = self.settings.default_model
+        if name and name not in self.models:
+            raise BundleError(f"the default model {name!r} is not served; served are {', '.join(self.models)}")
 
     async def stop(self) -> None:
         """Stops the engine; can be called twice."""
