@@ -189,9 +189,10 @@ class Recipe(Strict):
     def checksum(self) -> str:
         """sha256 of what decides the run, independent of comments, layout and the words that explain it.
 
-        How closely the run is watched does not decide it.
+        How closely the run is watched does not decide it, unless the watcher may interfere.
         """
-        meaning = self.model_dump(mode="json", exclude={"summary", "expect", "curve"})
+        exclude = {"summary", "expect"} | (set() if self.curve.control == "on" else {"curve"})
+        meaning = self.model_dump(mode="json", exclude=exclude)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

@@ -26,7 +26,8 @@ from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, Progress, encode_rows, metrics_of, predict
 from bundle.rows import Row
 from finetune.batches import Item, plan
-from finetune.curve.record import NAME
+from finetune.curve.intervention import Controller, Hands, strategies
+from finetune.curve.record import NAME, read
 from finetune.curve.signals import Signals
 from finetune.data.compose import tells
 from finetune.machine import quiet_paddle
@@ -103,12 +104,15 @@ def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trai
         watch = Watch(run, prepared, [_tokens(batch, encoded) for batch in batches], say, signals)
         trainer = _trainer(model, prepared, encoded, batches, run, say, signals)
         trainer.add_callback(watch)
+        if signals is not None and recipe.curve.control != "off":
+            watch.hands = trainer.hands = _hands(trainer, prepared, signals, run)
         start = time.monotonic()
         resumed = _step_of(checkpoint)
         if checkpoint is not None:
             say(f"resuming at step {resumed:,} of {len(batches) // recipe.train.accumulate:,}")
             if signals is not None:
                 signals.load(checkpoint)
+            _resume_patience(trainer, run, resumed)
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
@@ -353,6 +357,8 @@ def _trainer(
         """PaddleNLP's Trainer over planned windows."""
 
         control: Any
+        hands: Hands | None = None
+        adversarial = False
 
         def get_train_dataloader(self) -> Any:
             return paddle.io.DataLoader(
@@ -363,9 +369,37 @@ def _trainer(
             outputs = model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             loss = loss_of(outputs, inputs, prepared.task, loss_weight)
-            if signals is not None:
+            if self.hands is not None:
+                loss = self._regularized(loss, outputs, inputs)
+            if signals is not None and not self.adversarial:
                 signals.seen(float(loss), inputs, outputs)
             return (loss, outputs) if return_outputs else loss
+
+        def _regularized(self, loss: Any, outputs: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
+            """The loss with what the controller switched on; of a pass that FGM adds, as it is."""
+            assert self.hands is not None
+            knobs = self.hands.controller.knobs
+            functional = paddle.nn.functional
+            if knobs.r_drop:
+                other = self.model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
+                twice = (
+                    loss_of(outputs, inputs, prepared.task, loss_weight),
+                    loss_of((other,), inputs, prepared.task, loss_weight),
+                )
+                first, second = (functional.log_softmax(one.astype("float32"), axis=-1) for one in (outputs[0], other))
+                apart = functional.kl_div(first, second.exp(), "batchmean") + functional.kl_div(
+                    second, first.exp(), "batchmean"
+                )
+                loss = sum(twice) / 2 + knobs.r_drop * apart / 4
+            if knobs.smoothing:
+                even = -functional.log_softmax(outputs[0].astype("float32"), axis=-1).mean()
+                loss = (1 - knobs.smoothing) * loss + knobs.smoothing * even
+            return loss
+
+        def training_step(self, model: Any, inputs: dict[str, Any], step_control: int = 0) -> Any:
+            if self.hands is None or not self.hands.controller.on:
+                return super().training_step(model, inputs, step_control=step_control)
+            return _guarded_step(self, model, inputs, signals)
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             predicted = predict_rows(self.model, prepared.dev_watch, prepared, windows=settings.watch_windows)
@@ -408,6 +442,83 @@ def _trainer(
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     return trainer
+
+
+def _hands(trainer: Any, prepared: Prepared, signals: Signals, run: Path) -> Hands:
+    recipe = prepared.recipe
+    usual = prepared.base.config.get("hidden_dropout_prob", 0.1)
+    found = strategies(
+        recipe.curve,
+        dropout=usual if recipe.train.dropout is None else recipe.train.dropout,
+        decay=recipe.train.weight_decay,
+        frozen=recipe.train.freeze_layers,
+        single=prepared.task.kind in ("single-label", "text-pair"),
+    )
+    return Hands(trainer, run, Controller(recipe.curve, signals.record, found, recipe.metric))
+
+
+def _guarded_step(trainer: Any, model: Any, inputs: dict[str, Any], signals: Signals | None) -> Any:
+    """A step of PaddleNLP's Trainer that can leave a batch out and add an adversarial pass.
+
+    Returns:
+        the loss; of a batch that is left out the last known one, so that the mean that is logged stays a number.
+    """
+    import paddle
+
+    model.train()
+    inputs = trainer._prepare_inputs(inputs)
+
+    def backward() -> Any:
+        with trainer.autocast_smart_context_manager():
+            loss = trainer.compute_loss(model, inputs) / trainer.args.gradient_accumulation_steps
+        if math.isfinite(float(loss)):
+            (trainer.scaler.scale(loss) if trainer.do_grad_scaling else loss).backward()
+        return loss.detach()
+
+    loss = backward()
+    hands = trainer.hands
+    if not math.isfinite(float(loss)):
+        if not hands.may_skip():
+            return loss
+        hands.skip(trainer.state.global_step + 1, "loss")
+        known = signals.since[-1] if signals is not None and signals.since else 0.0
+        return paddle.to_tensor(known / trainer.args.gradient_accumulation_steps, dtype="float32")
+    epsilon = hands.controller.knobs.fgm
+    embeddings = model.get_input_embeddings().weight
+    if epsilon and not embeddings.stop_gradient and embeddings.grad is not None:
+        # Miyato et al. 2017: the step that raises the loss most, of a fixed length, and the gradient there too.
+        norm = float(embeddings.grad.norm())
+        if norm > 0 and math.isfinite(norm):
+            kept = embeddings.clone()
+            with paddle.no_grad():
+                embeddings.add_(embeddings.grad * (epsilon / norm))
+            trainer.adversarial = True
+            backward()
+            trainer.adversarial = False
+            with paddle.no_grad():
+                embeddings.set_value(kept)
+    return loss
+
+
+def _resume_patience(trainer: Any, run: Path, step: int) -> None:
+    """PaddleNLP forgets at a resume how many evaluations were no better; the history knows."""
+    from paddlenlp.trainer import EarlyStoppingCallback
+
+    path = run / NAME
+    rollbacks = [e["step"] for e in read(path).of("event") if e.get("rollback") is not None] if path.is_file() else []
+    since = max((at for at in rollbacks if at <= step), default=0)
+    name = f"dev_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
+    best, count = None, 0
+    for point in _read_history(run / "history.jsonl"):
+        if name not in point or point["step"] > step:
+            continue
+        better = best is None or point[name] > best
+        best = point[name] if best is None else max(best, point[name])
+        # A rollback at an evaluation comes after it was counted.
+        count = 0 if better or point["step"] <= since else count + 1
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            callback.early_stopping_patience_counter = count
 
 
 def _tokens(batch: list[Item], encoded: list[Encoded]) -> int:
@@ -472,8 +583,11 @@ def _optimizer(model: Any, prepared: Prepared, scheduler: Any) -> Any:
     encoder: list[Any] = []
     head: list[Any] = []
     decayed: set[str] = set()
+    # What the controller may unfreeze must have its place; Paddle's step leaves out what needs no gradient.
+    curve = prepared.recipe.curve
+    all_of_them = curve.control == "on" and curve.unfreeze.use
     for name, parameter in model.named_parameters():
-        if parameter.stop_gradient:
+        if parameter.stop_gradient and not all_of_them:
             continue
         (head if name.startswith(("classifier", "token_classifier")) else encoder).append(parameter)
         if not any(part in name for part in ("bias", "norm")):

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paddlenlp.trainer import TrainerCallback
+import numpy as np
+from paddlenlp.trainer import EarlyStoppingCallback, TrainerCallback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from finetune.curve.diagnosis import diagnose
+from finetune.curve.intervention import Hands
 from finetune.curve.record import Point
-from finetune.curve.signals import Signals
+from finetune.curve.signals import Signals, square
 from finetune.prepare import Prepared, Say
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -36,10 +39,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.started, self.first_step = time.monotonic(), 0
         self.loss = float("nan")
         self.rate = 0.0
+        self.ill: list[str] = []
+        self.stopped_by = ""
         self.progress: Progress | None = None
         self.visualdl: Any = None
+        self.hands: Hands | None = None
+        self.patience: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if self.hands is not None:
+            callbacks = self.hands.trainer.callback_handler.callbacks
+            self.patience = next((one for one in callbacks if isinstance(one, EarlyStoppingCallback)), None)
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.history.is_file():
             # Points after the checkpoint that the run resumes from would be drawn twice.
@@ -48,6 +58,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self.history.write_text("".join(line + "\n" for line in kept))
         if self.signals is not None:
             self.signals.begin(model, state.global_step)
+        if self.hands is not None:
+            self.hands.begin(state.global_step)
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(bar_width=20),
@@ -61,6 +73,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.progress.start()
 
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, scaler: Any = None, **_: Any) -> None:
+        if self.hands is not None:
+            self._check_gradients(state.global_step + 1)
         if self.signals is not None:
             self.signals.gradients(state.global_step, 1.0 if scaler is None else float(scaler._scale))
 
@@ -78,6 +92,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             point = self.signals.stepped(model, state.global_step, float(optimizer.get_lr()))
             if point is not None:
                 self._draw(args, point)
+                self._diagnose(args, state.global_step)
         if self.progress is not None:
             self.progress.update(self.bar, completed=state.global_step, rate=rate, loss=self.loss)
             tenth = max(1, state.max_steps // 10)
@@ -110,11 +125,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             f"({self.rate:,.0f} tokens/s)"
         )
         if self.signals is not None:
-            self._draw(args, self.signals.record.history.points[-1])
+            self._draw(args, self.signals.record.history.of("dev")[-1])
+            self._diagnose(args, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
         if state.global_step < state.max_steps:
+            if self.stopped_by:
+                self.say(f"stopped early at step {state.global_step:,} of {state.max_steps:,}: {self.stopped_by}")
+                return
             self.say(
                 f"stopped early at step {state.global_step:,} of {state.max_steps:,}: dev {self.metric} was no better "
                 "for as many evaluations as train.patience allows"
@@ -128,6 +147,56 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self.visualdl is not None:
             self.visualdl.close()
             self.visualdl = None
+
+    def _diagnose(self, args: Any, step: int) -> None:
+        """Shows what is wrong now, tells what is newly wrong, and lets the controller act."""
+        assert self.signals is not None
+        history = self.signals.record.history
+        findings = diagnose(history)
+        for finding in findings:
+            if finding.name not in self.ill:
+                self.signals.record.add("finding", step, name=finding.name, evidence=finding.evidence)
+                self._print(f"step {step:,}: {finding.name}: {finding.sentence}")
+        self.ill = [finding.name for finding in findings]
+        if self.progress is not None:
+            self.progress.update(self.bar, ill=", ".join(self.ill))
+        event = self.hands.after_point(step) if self.hands is not None else None
+        if event is None:
+            return
+        turned = ", ".join(f"{name} {event['before'][name]} → {value}" for name, value in event["after"].items())
+        what = [turned] if turned else []
+        if "rollback" in event:
+            what.append(f"back to step {event['rollback']:,}" if event["rollback"] else "back to the start")
+        did = "would do" if event.get("dry_run") else "does"
+        self._print(f"step {step:,}: {event['strategy']} {did}: {'; '.join(what) or event['reason']}")
+        if event.get("dry_run"):
+            return
+        if event["strategy"] == "early-stop":
+            self.stopped_by = event["reason"]
+        if "rollback" in event and self.patience is not None:
+            self.patience.early_stopping_patience_counter = 0
+
+    def _check_gradients(self, step: int) -> None:
+        """Where the controller is on: noise on the gradient, and no update from one that is not a number."""
+        import paddle
+
+        assert self.hands is not None
+        if not self.hands.controller.on:
+            return
+        gradients = [p.grad for p in self.hands.trainer.model.parameters() if p.grad is not None]
+        squares = [square(gradient) for gradient in gradients]
+        if not np.isfinite(sum(squares)):
+            if self.hands.may_skip():
+                if self.signals is not None:
+                    self.signals.bad += 1
+                # Without gradients the optimizer leaves weights and moments as they are.
+                self.hands.trainer.optimizer.clear_grad(set_to_zero=False)
+                self.hands.skip(step, "gradient")
+            return
+        if sigma := self.hands.controller.knobs.gradient_noise:
+            with paddle.no_grad():
+                for gradient in gradients:
+                    gradient.add_(paddle.randn(gradient.shape) * (sigma * gradient.std()))
 
     def _draw(self, args: Any, point: Point) -> None:
         """A new point of the curve: to VisualDL, and to the sparkline."""

@@ -45,7 +45,7 @@ class View:
         rollbacks = [
             place
             for place, point in enumerate(history.points)
-            if point["kind"] == "event" and point.get("rollback") and not point.get("dry_run")
+            if point["kind"] == "event" and "rollback" in point and not point.get("dry_run")
         ]
         points = history.points[rollbacks[-1] + 1 :] if rollbacks else history.points
         self.run, self.step = run, history.step

@@ -78,8 +78,72 @@ class Thresholds(Strict):
     patience: int = Field(default=2, ge=1, description="evaluations, or looks at the layers, that must agree")
 
 
+class Firing(Strict):
+    """How often a strategy may fire."""
+
+    use: bool = False
+    cool_down: float = Field(default=0.1, ge=0, le=1, description="share of the run before it may fire again")
+    budget: int = Field(default=1, ge=1, description="firings in one run")
+
+
+class SkipBadBatch(Firing):
+    """A batch whose loss or gradient is no number is left out; under AMP the loss scale is halved."""
+
+    use: bool = True
+    budget: int = Field(default=50, ge=1)
+
+
+class BackOff(Firing):
+    """A lower rate, from the best checkpoint that had learned something, else from the start."""
+
+    use: bool = True
+    cool_down: float = Field(default=0.02, ge=0, le=1)
+    budget: int = Field(default=3, ge=1)
+    factor: float = Field(default=0.1, gt=0, lt=1, description="on every learning rate")
+    rollback: bool = True
+
+
+class Noise(Firing):
+    """Gaussian noise, to leave a plateau."""
+
+    on: Literal["weights", "gradients"] = "weights"
+    sigma: float = Field(default=0.01, gt=0, description="standard deviation, as a share of each tensor's own")
+
+
+class RaiseDropout(Firing):
+    to: float = Field(default=0.3, gt=0, lt=1)
+
+
+class RaiseDecay(Firing):
+    factor: float = Field(default=10.0, gt=1)
+
+
+class LabelSmoothing(Firing):
+    epsilon: float = Field(default=0.1, gt=0, lt=1)
+
+
+class RDrop(Firing):
+    alpha: float = Field(default=1.0, gt=0, description="weight of the divergence; the model needs dropout for it")
+
+
+class Fgm(Firing):
+    epsilon: float = Field(default=1.0, gt=0, description="length of the step on the word embeddings")
+
+
+class Layers(Firing):
+    layers: int = Field(default=1, ge=1, description="so many more, or fewer, of the lowest layers")
+
+
+class EarlyStop(Firing):
+    """Beside train.patience, which knows no tolerance."""
+
+    patience: int = Field(default=3, ge=1, description="evaluations that must be better")
+    min_delta: float = Field(default=0.0, ge=0, description="by more than this")
+    watch: Literal["metric", "loss"] = "metric"
+
+
 class Curve(Strict):
-    """How a training is watched."""
+    """How a training is watched and, from `control` on, what may be done about it."""
 
     level: Literal[1, 2, 3] = Field(
         default=1, description="1 losses and scores; 2 also gradients and updates by layer; 3 also the model's inside"
@@ -92,3 +156,17 @@ class Curve(Strict):
     window: int = Field(default=20, ge=2, description="level 2: updates over which the variance of the loss is taken")
     probe_rows: int = Field(default=16, ge=2, description="level 3: dev rows that are read to look inside the model")
     thresholds: Thresholds = Thresholds()
+    control: Literal["off", "dry-run", "on"] = Field(
+        default="off", description="off only diagnoses; dry-run also says what it would do; on does it"
+    )
+    skip_bad_batch: SkipBadBatch = SkipBadBatch()
+    back_off: BackOff = BackOff()
+    early_stop: EarlyStop = EarlyStop()
+    dropout: RaiseDropout = RaiseDropout()
+    weight_decay: RaiseDecay = RaiseDecay()
+    label_smoothing: LabelSmoothing = LabelSmoothing()
+    r_drop: RDrop = RDrop()
+    fgm: Fgm = Fgm()
+    freeze: Layers = Layers()
+    unfreeze: Layers = Layers()
+    noise: Noise = Noise()
