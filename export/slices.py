@@ -487,6 +487,7 @@ def _say_entities(result: Said, number: int, row: Row, item: Predicted, task: Ta
 
 
 def _state(result: Said, number: int, label: int, score: float, true: bool) -> None:
+    score = float(np.nan_to_num(score))  # a logit that is no number is told by the noise
     place = (number, label, min(int(score * BINS), BINS - 1))
     result.confidence[place] += score
     result.true[place] += true
