@@ -54,6 +54,7 @@ SIZES = {"float": 4, "int64": 8, "int32": 4, "uint8": 1, "int8": 1, "bool": 1, "
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 INTEGER = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul")
 ATTENTION = ("Attention", "QAttention")
+NORMS = ("SkipLayerNormalization", "LayerNormalization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,16 +264,18 @@ def _events(
 def nodes_of(events: Sequence[dict[str, Any]], calls: int) -> list[Node]:
     """The profiler's events → nodes in the order in which they run; only the last ``calls`` calls are kept."""
     found: dict[str, Node] = {}
-    norms, embedded = 0, False
-    layers = sum(item == "SkipLayerNormalization" for item in _ops(events)) // 2
+    ops = _ops(events)
+    fused = "EmbedLayerNormalization" in ops
+    # Two norms end a layer; where the embedding is not fused, one more ends it.
+    layers = (sum(op in NORMS for op in ops) - (not fused)) // 2
+    norms = -1
     for event in events:
         name, op = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
         if name not in found:
-            ended = layers and norms // 2 >= layers
-            part = "head" if ended else f"layer {norms // 2 + 1}" if embedded else "embedding"
+            part = "embedding" if norms < 0 else f"layer {norms // 2 + 1}" if norms // 2 < layers else "head"
             found[name] = _node(name, op, part, event["args"])
-            embedded = embedded or op == "EmbedLayerNormalization" or not layers
-            norms += op == "SkipLayerNormalization"
+            if op == "EmbedLayerNormalization" or (op in NORMS and (norms >= 0 or not fused)):
+                norms += 1
         found[name].microseconds.append(float(event["dur"]))
     for node in found.values():
         node.microseconds = node.microseconds[-calls:]

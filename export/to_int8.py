@@ -540,7 +540,7 @@ def _is_encoder_product(graph: Graph, node: onnx.NodeProto) -> bool:
         return False
     if readers[0].op_type == "Add":
         readers = [item for item in graph.readers.get(readers[0].output[0], []) if item.op_type == "Relu"]
-    if not readers or readers[0].op_type not in ("SkipLayerNormalization", "BiasGelu", "Relu"):
+    if not readers or readers[0].op_type not in ("Sum", "BiasGelu", "Relu"):
         return False
     # A head works on (windows, hidden), after a Squeeze; the encoder on (windows, tokens, hidden).
     source = graph.producer.get(node.input[0])
@@ -570,11 +570,14 @@ def calibrate(
         ids, types = pad([windows[index] for index in batch], pad_id)
         real = ids != pad_id  # bool (windows, tokens)
         feeds = dict(zip(inputs, (ids, types), strict=True))
+        share = -(-SEARCH_TOKENS * len(batch) // len(windows))
+        # The same tokens of every tensor, so that what one layer looks like does not change another's plan.
+        picked = rng.choice(int(real.sum()), min(int(real.sum()), share), replace=False)
         for name, value in zip(names, run_outputs(session, names, feeds), strict=True):
             # (windows, tokens, channels), or where only the first token goes on (windows, 1 or heads, channels).
             tokens = value.reshape(-1, value.shape[-1]) if name in few else value[real]
-            share = -(-SEARCH_TOKENS * len(batch) // len(windows))
-            seen[name].add(tokens, rng.choice(len(tokens), min(len(tokens), share), replace=False))
+            spread = np.linspace(0, len(tokens) - 1, min(len(tokens), share)).round().astype(np.int64)
+            seen[name].add(tokens, spread if name in few else picked)
         done += len(batch)
         if progress:
             progress(done, len(windows))

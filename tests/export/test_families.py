@@ -52,7 +52,7 @@ def test_it_fuses_in_every_layer_and_answers_as_the_trained_model(name: str, fam
     first = not bundle.manifest.task.tags
     # A last layer that is read at its first token has its attention taken apart.
     assert (counts["Attention"], counts["Softmax"]) == (LAYERS - first, int(first))
-    assert counts["LayerNormalization"] == counts["Erf"] == 0
+    assert (counts["LayerNormalization"], counts["SkipLayerNormalization"], counts["Erf"]) == (2 * LAYERS, 0, 0)
     assert artifact.parity is not None and artifact.parity.max_abs <= FP32_TOLERANCE
     assert artifact.parity.label_agreement == 1
 
@@ -65,7 +65,7 @@ def test_every_pass_is_listed_with_its_parity_and_its_gain(name: str, families: 
     applied = {item["name"]: item for item in passes if isinstance(item, dict) and item["applied"]}
     first = () if bundle.manifest.task.tags else ("first-token", "first-query", "leftovers")
     types = () if bundle.manifest.task.kind == "text-pair" else ("token-types",)
-    assert set(applied) == {*first, *types, "int32-mask"}
+    assert set(applied) == {*first, *types, "int32-mask", "plain-norms"}
     for item in applied.values():
         assert item["max_abs"] <= PASS_TOLERANCE
         assert all(gain["ratio"] > 0 and gain["rounds"] >= 7 for gain in item["gains"])

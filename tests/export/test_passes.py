@@ -61,6 +61,17 @@ def test_the_last_attention_has_one_query_and_no_key_or_value_for_every_token(ex
     assert shapes == [(3, 1), (3, 4), (3, 4)]
 
 
+def test_the_runtime_does_not_put_a_norm_together_again(exported: Copy, tmp_path: Path) -> None:
+    """It would: Add and LayerNormalization become its SkipLayerNormalization, which is several times slower."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as-run.onnx")
+    ort.InferenceSession(str(exported("bert-classes").path("onnx/model_fused.onnx")), options)
+    counts = counted(onnx.load(str(tmp_path / "as-run.onnx")))
+    assert (counts["LayerNormalization"], counts["SkipLayerNormalization"]) == (4, 0)
+
+
 def test_a_tagger_and_a_pair_keep_what_they_read(exported: Copy, journal: Journal) -> None:
     for name, absent in (("bert-tags", {"first-token", "first-query", "leftovers"}), ("bert-pairs", {"token-types"})):
         bundle = exported(name)

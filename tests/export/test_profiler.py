@@ -80,7 +80,7 @@ def test_the_command_writes_the_table_and_the_picture(artifact: str, exported: C
     ]
     answer = CliRunner().invoke(app, words, env={"COLUMNS": "160"})
     assert answer.exit_code == 0, answer.output
-    assert "SkipLayerNormalization" in answer.output and "of roof" in answer.output
+    assert "LayerNormalization" in answer.output and "of roof" in answer.output
     stem = tmp_path / f"profile-{bundle.name}-{artifact}-1x32"
     told = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     assert {node["part"] for node in told["nodes"]} == {"embedding", "layer 1", "layer 2", "head"}
