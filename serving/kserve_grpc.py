@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as messages
-from tritonclient.grpc import service_pb2_grpc as services
 
 from bundle.errors import ModelUnknown, RequestError, SlipwayError
 from serving.door import ID, log
@@ -35,6 +34,8 @@ from serving.kserve import (
 
 Handler = Callable[[Any, Any, Any], Awaitable[Any]]
 
+SERVICE = "inference.GRPCInferenceService"
+CALLS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
 # Bytes of a message beside its texts: names, shapes, parameters.
 _ENVELOPE = 64 << 10
 
@@ -73,7 +74,7 @@ def _answering(work: Handler) -> Handler:
     return call
 
 
-class Front(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
+class Front:
     """The calls that a classifier has; the others of the service answer UNIMPLEMENTED.
 
     Args:
@@ -88,7 +89,17 @@ class Front(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         most = gateway.settings.max_body_bytes + _ENVELOPE
         # Two servers on one port would each get some of the calls.
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)])
-        services.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        # Only what is there: the protocol's own base class raises in every other call, which is then logged as a fault
+        # of the server.
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                getattr(self, name),
+                request_deserializer=getattr(messages, f"{name}Request").FromString,
+                response_serializer=getattr(messages, f"{name}Response").SerializeToString,
+            )
+            for name in CALLS
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self._server.add_insecure_port(self.address)

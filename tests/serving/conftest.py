@@ -148,6 +148,7 @@ def onnx_server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     ).until_ready()
     yield server
     assert server.stop() == 0, server.output
+    assert "Traceback" not in server.output, server.output
 
 
 @pytest.fixture(scope="session")
