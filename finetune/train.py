@@ -112,7 +112,9 @@ def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trai
             say(f"resuming at step {resumed:,} of {len(batches) // recipe.train.accumulate:,}")
             if signals is not None:
                 signals.load(checkpoint)
-            _resume_patience(trainer, run, resumed)
+            if _stopped(trainer, run, resumed, recipe.train.patience):
+                # PaddleNLP forgets that a run had stopped; with nothing left in the plan it only restores the best.
+                del batches[resumed * recipe.train.accumulate :]
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
@@ -500,13 +502,17 @@ def _guarded_step(trainer: Any, model: Any, inputs: dict[str, Any], signals: Sig
     return loss
 
 
-def _resume_patience(trainer: Any, run: Path, step: int) -> None:
-    """PaddleNLP forgets at a resume how many evaluations were no better; the history knows."""
+def _stopped(trainer: Any, run: Path, step: int, patience: int) -> bool:
+    """Whether the run had stopped early at the step from which it is resumed.
+
+    PaddleNLP forgets at a resume how many evaluations were no better; the history knows, and its callback is told.
+    """
     from paddlenlp.trainer import EarlyStoppingCallback
 
     path = run / NAME
-    rollbacks = [e["step"] for e in read(path).of("event") if e.get("rollback") is not None] if path.is_file() else []
-    since = max((at for at in rollbacks if at <= step), default=0)
+    events = read(path).until(step).of("event") if path.is_file() else []
+    events = [event for event in events if not event.get("dry_run")]
+    since = max((event["step"] for event in events if "rollback" in event), default=0)
     name = f"dev_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
     best, count = None, 0
     for point in _read_history(run / "history.jsonl"):
@@ -519,6 +525,7 @@ def _resume_patience(trainer: Any, run: Path, step: int) -> None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, EarlyStoppingCallback):
             callback.early_stopping_patience_counter = count
+    return count >= patience or any(event["strategy"] == "early-stop" for event in events)
 
 
 def _tokens(batch: list[Item], encoded: list[Encoded]) -> int:

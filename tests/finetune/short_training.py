@@ -84,3 +84,9 @@ def _write(path: Path, rows: Sequence[tuple[str, str]]) -> None:
         writer = csv.writer(stream)
         writer.writerow(["text", "label"])
         writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    import sys
+
+    run(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,227 @@
+"""The controller mends a bad run, turns every knob it has, only talks in a dry run, and survives a kill."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.curve.intervention import Controller, Knobs, knobs_of, strategies
+from finetune.curve.record import History, Record, read
+from finetune.curve.settings import BackOff, Curve, EarlyStop, RaiseDropout
+from finetune.model.paddle_weights import read_paddle_state
+from finetune.recipe import load
+from tests.finetune.short_training import run, weights, write_recipe
+from tests.tiny_base import mood_rows
+
+ROOT = Path(__file__).parents[2]
+FEW = {"eval_every": "0.25", "epochs": "4", "watch_rows": "40"}
+# Any rise of dev counts as overfitting and nothing has to cool down, so that one short run fires one after the other.
+EAGER = """
+control = "on"
+early_stop = { use = true, patience = 12, min_delta = 0.5 }
+back_off = { use = false }
+dropout = { use = true, cool_down = 0, to = 0.2 }
+weight_decay = { use = true, cool_down = 0 }
+freeze = { use = true, cool_down = 0 }
+fgm = { use = true, cool_down = 0, epsilon = 0.1 }
+label_smoothing = { use = true, cool_down = 0 }
+r_drop = { use = true, cool_down = 0 }
+unfreeze = { use = true, cool_down = 0 }
+[curve.thresholds]
+gap = 0.000001
+rises = 1
+"""
+RUN = {
+    "steps": 100,
+    "chance": 0.7,
+    "dev_chance": 0.7,
+    "majority": 0.5,
+    "train_majority": 0.5,
+    "rms": 0.1,
+    "clip": 1.0,
+    "layers": ["layer.0", "head"],
+    "trained": [True, True],
+}
+
+
+def controller(settings: Curve, folder: Path, **usual: Any) -> Controller:
+    record = Record(folder / "curve.jsonl")
+    record.begin(RUN, 0)
+    own = {"dropout": 0.1, "decay": 0.01, "frozen": 0, "single": True} | usual
+    return Controller(settings, record, strategies(settings, **own), "macro_f1")
+
+
+def lost(found: Controller, step: int) -> None:
+    found.record.add(
+        "dev", step, loss=1.4, train_loss=1.2, gap=0.3, top_answer=1.0, right=0.5, scores={"macro_f1": 0.3}
+    )
+
+
+def test_a_strategy_keeps_to_its_cool_down_and_budget(tmp_path: Path) -> None:
+    found = controller(Curve(control="on", back_off=BackOff(cool_down=0.1, budget=2, rollback=False)), tmp_path)
+    fired = []
+    for step in range(2, 60, 2):
+        lost(found, step)
+        if decided := found.decide():
+            strategy, finding, move = decided
+            found.note(step, strategy.name, finding, found.knobs, move.knobs)
+            fired.append(step)
+    assert fired == [4, 14]
+    assert found.knobs.rate == pytest.approx(0.01)
+
+
+def test_a_dry_run_says_what_it_would_do_and_turns_nothing(tmp_path: Path) -> None:
+    found = controller(Curve(control="dry-run"), tmp_path)
+    lost(found, 2)
+    lost(found, 4)
+    decided = found.decide()
+    assert decided is not None
+    strategy, finding, move = decided
+    event = found.note(4, strategy.name, finding, found.knobs, move.knobs)
+    assert event["dry_run"] and event["before"] == {"rate": 1.0} and event["after"] == {"rate": 0.1}
+    assert found.knobs == Knobs()
+
+
+def test_off_decides_nothing_and_an_unused_strategy_is_not_there(tmp_path: Path) -> None:
+    found = controller(Curve(), tmp_path)
+    lost(found, 2)
+    lost(found, 4)
+    assert found.decide() is None
+    assert [one.name for one in found.strategies] == ["back-off"]
+
+
+def test_dropout_is_only_raised(tmp_path: Path) -> None:
+    settings = Curve(control="on", dropout=RaiseDropout(use=True, to=0.3))
+    for usual, wanted in ((0.1, 0.3), (0.4, None)):
+        strategy = next(s for s in strategies(settings, usual, 0.01, 0, True) if s.name == "dropout")
+        move = strategy.action(Knobs())
+        assert (move.knobs.dropout if move else None) == wanted
+
+
+@pytest.mark.parametrize(("delta", "stops"), [(0.0, False), (0.02, True)])
+def test_early_stopping_has_a_tolerance(tmp_path: Path, delta: float, stops: bool) -> None:
+    settings = Curve(control="on", early_stop=EarlyStop(use=True, patience=2, min_delta=delta))
+    found = controller(settings, tmp_path)
+    for step, score in enumerate((0.5, 0.9, 0.9, 0.91), 1):
+        found.record.add(
+            "dev", step, loss=0.3, train_loss=0.3, gap=0.0, top_answer=0.5, right=score, scores={"macro_f1": score}
+        )
+    decided = found.decide()
+    assert (decided is not None and decided[2].stop) == stops
+
+
+def test_a_controller_that_may_interfere_makes_another_run(tmp_path: Path) -> None:
+    plain = write_recipe(tmp_path, base=tmp_path)
+    before = load(str(plain)).checksum()
+    write_recipe(tmp_path, base=tmp_path, curve='control = "dry-run"')
+    assert load(str(plain)).checksum() == before
+    write_recipe(tmp_path, base=tmp_path, curve='control = "on"')
+    assert load(str(plain)).checksum() != before
+
+
+@pytest.mark.slow
+def test_a_rate_100_times_too_high_is_saved_to_within_two_points_of_the_good_recipe(tmp_path: Path) -> None:
+    good = write_recipe(tmp_path / "good", train=FEW)
+    base, bad = tmp_path / "good" / "base", {**FEW, "learning_rate": "0.3"}
+    saved = run(write_recipe(tmp_path / "bad", base=base, train=bad, curve='control = "on"'), tmp_path / "saved")
+    left = run(
+        write_recipe(tmp_path / "left", base=base, train=bad, curve='control = "dry-run"'), tmp_path / "left-run"
+    )
+    assert saved.best >= run(good, tmp_path / "good-run").best - 0.02
+    assert left.best < saved.best - 0.3, "without the controller the run is lost"
+    events = read(tmp_path / "saved").of("event")
+    assert [event["after"] for event in events] == [{"rate": 0.1}, {"rate": 0.01}]
+    assert all(event["finding"] == "rate-too-high" and event["rollback"] == 0 for event in events)
+    dry = read(tmp_path / "left-run")
+    assert dry.of("event") and all(event["dry_run"] for event in dry.of("event"))
+    assert all(point["rate"] > 1e-3 for point in dry.of("train")[20:60]), "a dry run turns nothing"
+
+
+@pytest.fixture(scope="module")
+def eager(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, np.ndarray[Any, Any]]]:
+    """The recipe, the run folder and the weights of a run in which one strategy after the other fires."""
+    folder = tmp_path_factory.mktemp("eager")
+    train = {"epochs": "16", "batch": "8", "eval_every": "0.0625", "watch_rows": "40"}
+    recipe = write_recipe(folder, rows=mood_rows(32), train=train, curve=EAGER)
+    return recipe, folder / "run", weights(run(recipe, folder / "run"))
+
+
+@pytest.mark.slow
+def test_every_knob_is_turned_in_a_real_training(eager: tuple[Path, Path, Any]) -> None:
+    history = read(eager[1])
+    fired = {event["strategy"] for event in history.of("event")}
+    assert {"dropout", "weight-decay", "freeze", "fgm", "label-smoothing", "r-drop"} <= fired
+    knobs = knobs_of(history)
+    assert knobs.dropout == 0.2 and knobs.decay == pytest.approx(0.1) and knobs.frozen == 1
+    assert (knobs.fgm, knobs.smoothing, knobs.r_drop) == (0.1, 0.1, 1.0)
+    last = history.of("event")[-1]
+    assert last["strategy"] == "early-stop" and last["step"] == history.step < history.run["steps"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_weights_interventions_included(
+    eager: tuple[Path, Path, dict[str, np.ndarray[Any, Any]]], tmp_path: Path
+) -> None:
+    recipe, whole, wanted = eager
+    command = [sys.executable, "-m", "tests.finetune.short_training", str(recipe), str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+
+    def events_in_a_checkpoint() -> bool:
+        done = [int(path.parent.name[11:]) for path in tmp_path.glob("checkpoints/checkpoint-*/scheduler.pdparams")]
+        return bool(done) and len(read(tmp_path).until(max(done)).of("event")) >= 2
+
+    while not events_in_a_checkpoint():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = run(recipe, tmp_path)
+    assert resumed.resumed_from > 0
+    for name, value in weights(resumed).items():
+        np.testing.assert_allclose(value, wanted[name], atol=1e-6, err_msg=name)
+    # Not only the best checkpoint, which is restored at the end, but also the last.
+    last = [
+        max(folder.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name[11:]))
+        for folder in (whole, tmp_path)
+    ]
+    states = [read_paddle_state(folder / "model_state.pdparams") for folder in last]
+    assert last[0].name == last[1].name
+    for name, value in states[0].items():
+        np.testing.assert_allclose(states[1][name], value, atol=1e-6, err_msg=name)
+    events = [read(folder).of("event") for folder in (whole, tmp_path)]
+    assert events[0] == events[1]
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:
+    """One row's word has an infinite embedding: whatever batch it is in has no loss."""
+    import paddle
+
+    from tests.tiny_base import PIECES, tiny_base
+
+    base = tiny_base(tmp_path / "base")
+    path = base / "model_state.pdparams"
+    state = paddle.load(str(path))
+    broken = state["embeddings.word_embeddings.weight"].numpy()
+    broken[PIECES.index("b")] = np.inf
+    state["embeddings.word_embeddings.weight"] = paddle.to_tensor(broken)
+    paddle.save(state, str(path))
+    rows = mood_rows(96)
+    rows[6] = ("b" + rows[6][0], rows[6][1])  # a short one, whose only window every pass reads
+    recipe = write_recipe(
+        tmp_path / "p", rows=rows, base=base, train={"epochs": "2", "eval_every": "1.0"}, curve='control = "on"'
+    )
+    trained = run(recipe, tmp_path / "run")
+    history = read(tmp_path / "run")
+    assert [event["strategy"] for event in history.of("event")] == ["skip-bad-batch"] * 2  # once in each pass
+    assert trained.steps == trained.planned
+    assert np.isfinite(weights(trained)["classifier.weight"]).all()
+    assert isinstance(history, History)
