@@ -161,7 +161,7 @@ def _info(gateway: Gateway, model: ServedModel) -> TeiInfo:
         },
         max_concurrent_requests=settings.max_pending,
         max_input_length=fresh * model.max_windows + text.overlap,
-        max_batch_tokens=settings.batch_tokens,
+        max_batch_tokens=model.running.windows * text.max_tokens or model.running.batch_tokens,
         max_batch_requests=None,
         max_client_batch_size=settings.max_texts,
         auto_truncate=False,
