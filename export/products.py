@@ -21,18 +21,25 @@ from bundle.errors import ExportError
 from bundle.manifest import Signature
 from bundle.predict import batches
 from export.graph import CONTRIB, Graph
+from export.passes import KEY, QUERY, VALUE
 from export.session import open_session, run_outputs
 
 if TYPE_CHECKING:
     import onnx
 
 INTEGER = ("QAttention", "MatMulIntegerToFloat")
+# The norm after the embeddings is part of another operator.
+NORMS = ("SkipLayerNormalization", "LayerNormalization")
+# The products of an attention of which one query is left, by their weights.
+APART = {QUERY: "attention query", KEY: "attention keys", VALUE: "attention values"}
 SMALL = ("MatMulNBits", "MultiHeadAttention")
 # A product's own error as a share of its output, root mean square. Measured on trained models: 0.006 to 0.055.
 MAX_ERROR = 0.25
 # The same of a single output channel, measured up to 0.16; a weak channel is measured against a tenth of the mean one.
 MAX_CHANNEL = 0.6
 WEAK = 0.1
+# Attention heads of the largest base model.
+MOST_HEADS = 16
 # Windows that are enough to tell.
 WINDOWS = 32
 # Fewer tokens than this say nothing of a single channel.
@@ -130,6 +137,12 @@ def product_errors(
     windows = windows[:WINDOWS]
     for batch in batches([len(window.ids) for window in windows], 1024):
         ids, types = pad([windows[index] for index in batch], pad_id)
+        if ids.shape[1] <= MOST_HEADS:
+            # What has a row per head must not look as if it had one per token.
+            ids, types = (
+                np.pad(array, ((0, 0), (0, MOST_HEADS + 1 - array.shape[1])), constant_values=value)
+                for array, value in ((ids, pad_id), (types, 0))
+            )
         feeds = dict(zip(names, (ids, types), strict=True))
         exact = dict(zip(wanted, run_outputs(exact_session, wanted, _used(exact_session, feeds)), strict=True))
         whole = run_outputs(whole_session, outputs, _used(whole_session, feeds))
@@ -210,7 +223,7 @@ def product_names(model: onnx.ModelProto) -> dict[str, str]:
     names: dict[str, str] = {}
     for node in graph.finish().graph.node:
         passed = max([norms.get(name, 0) for name in node.input], default=0)
-        if node.op_type == "SkipLayerNormalization":
+        if node.op_type in NORMS:
             passed += 1
         norms.update(dict.fromkeys(node.output, passed))
         # Two norms close a layer.
@@ -223,10 +236,22 @@ def product_names(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _kind(graph: Graph, node: onnx.NodeProto, passed: int) -> str:
-    readers = {reader.op_type for reader in graph.readers.get(node.output[0], [])}
+    for weight, kind in APART.items():
+        if node.input[1].startswith(weight):
+            return kind
+    closes = _is_normed(graph, node.output[0])
     if passed % 2 == 0:
-        return "attention output" if "SkipLayerNormalization" in readers else "product"
-    return "feed-forward out" if "SkipLayerNormalization" in readers else "feed-forward in"
+        return "attention output" if closes else "product"
+    return "feed-forward out" if closes else "feed-forward in"
+
+
+def _is_normed(graph: Graph, name: str) -> bool:
+    """Whether a norm reads the tensor, itself or after a sum with the residual."""
+    readers = graph.readers.get(name, [])
+    return any(
+        reader.op_type in NORMS or (reader.op_type in ("Sum", "Add") and _is_normed(graph, reader.output[0]))
+        for reader in readers
+    )
 
 
 def wrong_products(errors: Sequence[ProductError]) -> list[str]:
