@@ -24,7 +24,7 @@ from finetune.recipe import Recipe
 Say = Callable[[str], None]
 
 # Neutral text around a hidden row, in windows, at most.
-NEUTRAL_WINDOWS = 4
+NEUTRAL_WINDOWS = 3
 # Rows of dev that are hidden as those of train are, for export to choose the pooling by.
 LONG_ROWS = 1000
 # Of a file of neutral lines, one in so many is kept for those.
