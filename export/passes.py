@@ -189,7 +189,7 @@ def timed_inputs(golden: GoldenRows) -> dict[str, list[tuple[IntArray, IntArray]
     found: dict[str, list[tuple[IntArray, IntArray]]] = {}
     for batch, tokens in SHAPES:
         cut = real_batches(windows, batch, tokens, golden.bundle.manifest.text.pad_id)
-        found[f"{batch}×{max(ids.shape[1] for ids, _ in cut)}"] = cut
+        found[f"{batch}×{cut[0][0].shape[1]}"] = cut
     return found
 
 
@@ -205,7 +205,7 @@ def real_windows(golden: GoldenRows) -> list[WindowRow]:
 
 
 def real_batches(windows: Sequence[WindowRow], batch: int, tokens: int, pad_id: int) -> list[tuple[IntArray, IntArray]]:
-    """Up to 8 batches of windows cut to so many tokens, or padded where too few are so long.
+    """Up to 8 batches of windows cut to so many tokens, or padded to the longest where none is so long.
 
     Args:
         windows: the longest first.
@@ -216,7 +216,9 @@ def real_batches(windows: Sequence[WindowRow], batch: int, tokens: int, pad_id: 
     long = [window for window in windows if len(window.ids) >= tokens] or list(windows)
     groups = [long[start : start + batch] for start in range(0, len(long), batch)][:8]
     whole = [group for group in groups if len(group) == batch] or [(groups[0] * batch)[:batch]]
-    return [pad([_cut(window, tokens) for window in group], pad_id) for group in whole]
+    cut = [pad([_cut(window, tokens) for window in group], pad_id) for group in whole]
+    # Of one width, so that their times can be compared.
+    return [(ids, types) for ids, types in cut if ids.shape == cut[0][0].shape]
 
 
 def _cut(window: WindowRow, tokens: int) -> WindowRow:

@@ -207,8 +207,6 @@ def profile(
     roof = measure_roof(threads)
     golden = GoldenRows(bundle)
     batches = real_batches(real_windows(golden), batch, tokens, bundle.manifest.text.pad_id)
-    # One shape alone, so that a node's calls can be compared.
-    batches = [item for item in batches if item[0].shape == batches[0][0].shape]
     inputs = [tensor.name for tensor in bundle.manifest.signature.inputs]
     feeds = [dict(zip(inputs, pair, strict=True)) for pair in batches]
     events, calls, walls = _events(bundle.path(artifact.file), feeds, runs, threads, budget)
