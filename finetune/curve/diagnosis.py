@@ -70,9 +70,13 @@ class View:
     def trained_layers(self) -> list[int]:
         return [place for place, trained in enumerate(self.run["trained"]) if trained]
 
-    def learned(self) -> bool:
-        """Whether the best evaluation had half of the rows right that the most common answer gets wrong."""
-        return any(point["right"] >= (1 + self.majority) / 2 for point in self.dev)
+    def learned(self, before: int) -> bool:
+        """Whether an evaluation had half of the rows right that the most common answer gets wrong.
+
+        Args:
+            before: how many of the last evaluations do not count.
+        """
+        return any(point["right"] >= (1 + self.majority) / 2 for point in self.dev[:-before])
 
 
 def not_finite(view: View, _: Thresholds) -> tuple[str, dict[str, Any]] | None:
@@ -274,7 +278,12 @@ def label_noise(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] | 
 
 def forgetting(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] | None:
     last = view.last_dev(limits.patience)
-    if not last or not view.learned() or any(point.get("forgotten", 0) < limits.forgotten for point in last):
+    # What a model that only knows the most common label has right is nothing that it could forget.
+    if (
+        not last
+        or not view.learned(before=limits.patience)
+        or any(point.get("forgotten", 0) < limits.forgotten for point in last)
+    ):
         return None
     best = max(point["right"] for point in view.dev)
     return (

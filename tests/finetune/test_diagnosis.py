@@ -12,6 +12,17 @@ from finetune.curve.settings import Thresholds
 from tests.finetune.faults import FAULTS, HEALTHY, train_case
 
 pytestmark = pytest.mark.slow
+RUN = {
+    "steps": 100,
+    "chance": 0.7,
+    "dev_chance": 0.7,
+    "majority": 0.5,
+    "train_majority": 0.5,
+    "rms": 0.1,
+    "clip": 1.0,
+    "layers": ["layer.0", "head"],
+    "trained": [True, True],
+}
 
 
 def test_every_finding_has_a_training_that_shows_it() -> None:
@@ -34,24 +45,28 @@ def test_a_healthy_training_is_not_called_ill(name: str, tmp_path: Path) -> None
     assert [spell.finding.name for spell in timeline(read(train_case(HEALTHY[name], tmp_path)))] == []
 
 
+def test_rows_that_were_right_by_chance_cannot_be_forgotten() -> None:
+    """The dev scores of a healthy run that was once called forgetful, and of one that truly forgets."""
+
+    def found(right: list[float], forgotten: list[float]) -> list[str]:
+        points = [
+            {"kind": "dev", "step": 15 * place, "right": share, "forgotten": gone, "top_answer": 0.6, "suspects": None}
+            | {"loss": 0.5, "train_loss": 0.5, "gap": 0.0}
+            for place, (share, gone) in enumerate(zip(right, forgotten, strict=True), 1)
+        ]
+        return [finding.name for finding in diagnose(History(RUN, points))]
+
+    assert found([0.5, 0.5, 0.775], [0.0, 1.0, 0.3]) == []
+    assert found([0.85, 1.0, 0.5, 0.5], [0.1, 0.0, 0.5, 0.5]) == ["forgetting"]
+
+
 def test_an_empty_history_has_no_finding_and_a_threshold_can_be_changed() -> None:
-    run = {
-        "steps": 100,
-        "chance": 0.7,
-        "dev_chance": 0.7,
-        "majority": 0.5,
-        "train_majority": 0.5,
-        "rms": 0.1,
-        "clip": 1.0,
-        "layers": ["layer.0", "head"],
-        "trained": [True, True],
-    }
-    assert diagnose(History(run)) == []
+    assert diagnose(History(RUN)) == []
     losses = [(0.3, 0.3), (0.25, 0.32), (0.2, 0.4), (0.1, 0.45)]
     points = [
         {"kind": "dev", "step": step, "train_loss": train, "loss": dev, "gap": (dev - train) / 0.7, "top_answer": 0.5}
         | {"right": 0.9, "suspects": None}
         for step, (train, dev) in enumerate(losses, 1)
     ]
-    assert [finding.name for finding in diagnose(History(run, points))] == ["overfitting"]
-    assert diagnose(History(run, points), Thresholds(gap=0.6)) == []
+    assert [finding.name for finding in diagnose(History(RUN, points))] == ["overfitting"]
+    assert diagnose(History(RUN, points), Thresholds(gap=0.6)) == []
