@@ -369,6 +369,9 @@ def _first_query(graph: Graph, facts: Facts) -> None:
     said = graph.add("MatMul", [seen, graph.add_constant(VALUE, value)])
     said = graph.add("Mul", [said, own])
     output.input[0] = graph.add("ReduceSum", [said, graph.add_constant("axis", np.array([1]))], keepdims=1)
+    # Without the values' bias it is another tensor than the one of this name in the graph as converted.
+    name = graph.fresh("first_output")
+    norm.input[list(norm.input).index(output.output[0])] = output.output[0] = name
     shift = packed_bias[2 * hidden :] @ graph.constant(output.input[1])
     norm.input[4] = graph.add_constant("skip_bias", (graph.constant(norm.input[4]) + shift).astype(np.float32))
 
