@@ -63,7 +63,9 @@ class Record:
         before = read(self.path).until(step) if step and self.path.is_file() else History()
         known = before.points
         # The weights' size is that of the start; a resumed run no longer knows it.
-        self.history = History({**_plain(run), **{name: before.run[name] for name in ("rms",) if before.run}}, known)
+        self.history = History(
+            {**_plain(run), **{name: before.run[name] for name in ("rms",) if name in before.run}}, known
+        )
         lines = [{"kind": "run", "step": 0, **self.history.run}, *known]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(_line(point) for point in lines), encoding="utf-8")

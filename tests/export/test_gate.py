@@ -159,7 +159,7 @@ def test_the_report_has_classes_lengths_and_layers_and_is_printed_again_from_its
         f"layer {layer}, {name}"
         for layer in (1, 2)
         for name in ("attention QKV", "attention output", "feed-forward in", "feed-forward out")
-    }
+    } | {f"layer 2, attention {name}" for name in ("query", "keys", "values")}
     assert len(products) == bundle.manifest.artifacts["onnx_int8"].details["integer_products"]
     assert all(0 < item["own"] < 0.1 for item in report["layers"])
     show_report(Console(file=again, width=80), report)

@@ -42,6 +42,9 @@ from export.to_int8 import (
 
 Copy = Callable[[str], Bundle]
 LAYERS = 2
+# Of each layer QKV, the output and two of the feed-forward; a classifier's last QKV is three products of their own.
+TAGGER = 4 * LAYERS
+CLASSIFIER = TAGGER + 2
 MILD = Tolerance(max_drop=1, min_agreement=0, max_shift=1, max_noise=2)
 
 
@@ -102,7 +105,8 @@ def test_every_encoder_product_is_an_integer_one(name: str, exported: Copy) -> N
     model = onnx.load(str(bundle.path(artifact.file)))
     kept = artifact.details["kept_float32"]
     assert isinstance(kept, list)
-    assert count_products(model) == 4 * LAYERS - len(kept) == artifact.details["integer_products"]
+    wanted = TAGGER if bundle.manifest.task.tags else CLASSIFIER
+    assert count_products(model) == wanted - len(kept) == artifact.details["integer_products"]
     small = [numpy_helper.to_array(item) for item in model.graph.initializer if item.data_type == onnx.TensorProto.INT8]
     assert len(small) == count_products(model)
     assert max(int(np.abs(item.astype(int)).max()) for item in small) <= WEIGHT_LIMIT
@@ -139,7 +143,7 @@ def test_a_dynamic_graph_finds_its_scales_in_each_call(bench: Bench) -> None:
     candidate = bench.candidate(Scheme("dynamic"))
     ops = [node.op_type for node in candidate.model.graph.node]
     assert "DynamicQuantizeLinear" in ops and "QuantizeLinear" not in ops
-    assert candidate.products == 4 * LAYERS
+    assert candidate.products == CLASSIFIER
 
 
 @pytest.mark.slow
@@ -213,7 +217,7 @@ def test_what_was_tried_and_timed_is_recorded(exported: Copy) -> None:
 def test_every_way_of_calibration_makes_a_graph_that_answers(calibration: Calibration, exported: Copy) -> None:
     bundle = exported("bert-classes")
     made = candidate_of(bundle, How("static", calibration))
-    assert made.products == 4 * LAYERS
+    assert made.products == CLASSIFIER
     assert made.agreement["rows"] > 0.85 and made.error < 0.1
 
 
@@ -223,7 +227,7 @@ def test_one_scale_for_a_whole_weight_is_one_number_in_the_graph(exported: Copy)
     constants = {item.name: item for item in model.graph.initializer}
     places = {"QAttention": 4, "MatMulIntegerToFloat": 3}
     scales = [constants[node.input[places[node.op_type]]] for node in model.graph.node if node.op_type in places]
-    assert len(scales) == 4 * LAYERS and all(list(item.dims) == [] for item in scales)
+    assert len(scales) == CLASSIFIER and all(list(item.dims) == [] for item in scales)
 
 
 @pytest.mark.slow
@@ -236,7 +240,7 @@ def test_weights_of_few_bits_are_smaller_and_do_not_depend_on_the_batch(
     artifact = bundle.manifest.artifacts["onnx_int8"]
     assert artifact.precision == precision and artifact.batch_invariant
     assert artifact.details["weights"] == f"{bits} bits, one scale per 32 values"
-    assert artifact.details["integer_products"] == 4 * LAYERS
+    assert artifact.details["integer_products"] == CLASSIFIER
     model = onnx.load(str(bundle.path(artifact.file)))
     small = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
     assert len(small) == 6 * LAYERS, "Q, K and V on their own, and the three other products"
@@ -257,7 +261,7 @@ def test_the_sensitivity_of_every_product_is_printed_and_kept(exported: Copy, tm
     bench = Bench(bundle, fused, GoldenRows(bundle), Journal(tmp_path / "log", Console(file=words, width=80)))
     bench.sensitive(bench.candidate(Scheme("static")))
     errors = [item["error_without"] for item in bench.sensitivity]
-    assert len(errors) == 4 * LAYERS and errors == sorted(errors)  # type: ignore[type-var]
+    assert len(errors) == CLASSIFIER and errors == sorted(errors)  # type: ignore[type-var]
     assert {item["product"] for item in bench.sensitivity} >= {"layer 1, attention QKV", "layer 2, feed-forward out"}
     worst = str(bench.sensitivity[0]["product"])
     assert worst in words.getvalue() and "product left in float32" in words.getvalue()
@@ -269,7 +273,7 @@ def test_the_manifest_keeps_the_sensitivity_where_products_had_to_be_tried(expor
     kept, candidates = details["sensitivity"], details["candidates"]
     assert isinstance(kept, list) and isinstance(candidates, list)
     tried = any("kept" in str(item["scheme"]) for item in candidates if isinstance(item, dict))
-    assert len(kept) == (4 * LAYERS if tried else 0)
+    assert len(kept) == (TAGGER if tried else 0)
     assert all(isinstance(item, dict) and set(item) == {"product", "tensor", "error_without", "gain"} for item in kept)
 
 
