@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float32]
 # The poolings that need no fitting.
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "first", "weighted", "lead", "logit-mean", "confidence")
 # What the pooling "learned" weighs a window by; its weights stand in this order in the manifest.
-FEATURES = ("position", "first", "certainty", "length", "evidence")
+FEATURES = ("position", "first", "certainty", "length")
 # A label of a multi-label task is given from this score on, unless the manifest has a threshold of its own.
 THRESHOLD = 0.5
 
@@ -81,7 +81,7 @@ def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], task: Tas
     """
     multi, how = task.kind == "multi-label", joining.pooling
     probabilities = sigmoid(logits) if multi else softmax(logits)  # (W, C)
-    shares = _shares(logits, probabilities, window_tokens, joining, multi)
+    shares = _shares(probabilities, window_tokens, joining, multi)
     if len(probabilities) == 1:
         scores = probabilities[0]
     elif how == "max" and not multi:
@@ -110,11 +110,7 @@ def thresholds(task: Task) -> tuple[float, ...]:
 
 
 def _shares(
-    logits: FloatArray,
-    probabilities: FloatArray,
-    window_tokens: npt.NDArray[np.int64],
-    joining: Joining,
-    multi: bool,
+    probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], joining: Joining, multi: bool
 ) -> npt.NDArray[np.float64]:
     """Each window's share in the pool: float64 (windows,), or (windows, labels) of a multi-label task."""
     count, how = len(probabilities), joining.pooling
@@ -131,8 +127,7 @@ def _shares(
         certain = np.maximum(certainty(probabilities, multi), 1e-3)
         shares = certain / certain.sum(axis=0)
     elif how == "learned":
-        # Bundles from before a feature was added have no weight for it.
-        votes = features(logits, window_tokens, multi)[..., : len(joining.weights)] @ np.array(joining.weights)
+        votes = features(probabilities, window_tokens, multi) @ np.array(joining.weights)
         votes = np.exp(votes - votes.max(axis=0))
         shares = votes / votes.sum(axis=0)
     elif how == "max" and multi:
@@ -153,36 +148,22 @@ def certainty(probabilities: FloatArray, multi: bool) -> npt.NDArray[np.float64]
     return result
 
 
-def features(logits: FloatArray, window_tokens: npt.NDArray[np.int64], multi: bool) -> npt.NDArray[np.float64]:
+def features(probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], multi: bool) -> npt.NDArray[np.float64]:
     """What the learned pooling knows of each window, in the order of `FEATURES`.
 
     ``position`` is -log n of the n-th window, so that a weight of 1 is the pooling ``lead``; ``first`` tells the first
     window from all others; ``certainty`` as in the pooling ``confidence``; ``length`` is the log of the window's share
-    in the longest one, so that a weight of 1 is the pooling ``weighted``; ``evidence`` is the log of the sum of the
-    labels' exponentials, which softmax does not see: a model that was trained with text that tells nothing says there
-    whether a window tells anything (energy, Liu et al. 2020). It is 0 of a multi-label task, where each label says that
-    for itself. All weights 0 is ``mean``.
-
-    Args:
-        logits: float32 (windows, labels).
+    in the longest one, so that a weight of 1 is the pooling ``weighted``. All weights 0 is ``mean``.
 
     Returns:
         float64 (windows, features), or (windows, labels, features) of a multi-label task.
     """
-    values = logits.astype(np.float64)
-    certain = certainty((sigmoid if multi else softmax)(logits), multi)
-    order = np.arange(len(values))
-    evidence = np.zeros(len(values)) if multi else np.logaddexp.reduce(values, axis=1)
-    known = [
-        -np.log(order + 1.0),
-        (order == 0).astype(np.float64),
-        certain,
-        np.log(window_tokens / window_tokens.max()),
-        evidence,
-    ]
+    certain = certainty(probabilities, multi)
+    order = np.arange(len(probabilities))
+    place = (-np.log(order + 1.0), (order == 0).astype(np.float64), np.log(window_tokens / window_tokens.max()))
     if multi:
-        known = [np.repeat(item[:, None], values.shape[1], axis=1) if item.ndim == 1 else item for item in known]
-    return np.stack(known, axis=-1)
+        place = tuple(np.repeat(values[:, None], probabilities.shape[1], axis=1) for values in place)  # type: ignore[assignment]
+    return np.stack([place[0], place[1], certain, place[2]], axis=-1)
 
 
 def stitch(logits: Sequence[FloatArray], encoded: Encoded, joining: Joining | None = None) -> FloatArray:

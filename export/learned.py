@@ -23,19 +23,12 @@ Floats = npt.NDArray[np.float64]
 
 FOLDS = 5
 SEED = 13
-# Fewer rows with several windows than this cannot tell so many weights.
+# Fewer rows with several windows than this cannot tell four weights.
 MIN_ROWS = 10
 # Weights are pulled to 0 as if each had been drawn around it with a variance of 25: a hint where rows are few.
 PULL = 1 / 50
-# The loss has more than one valley; the deepest found from these is taken: mean, lead, certain windows, long windows,
-# windows that tell something.
-STARTS = (
-    (0.0, 0.0, 0.0, 0.0, 0.0),
-    (1.0, 0.0, 0.0, 0.0, 0.0),
-    (0.0, 0.0, 8.0, 0.0, 0.0),
-    (0.0, 0.0, 0.0, 1.0, 0.0),
-    (0.0, 0.0, 0.0, 0.0, 1.0),
-)
+# The loss has more than one valley; the deepest found from these is taken: mean, lead, certain windows, long windows.
+STARTS = ((0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 8.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
 
 def losses(scores: npt.NDArray[Any], gold: npt.NDArray[np.bool_], task: Task) -> Floats:
@@ -70,7 +63,7 @@ class Windows:
     def of(cls, rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> Windows:
         multi = task.kind == "multi-label"
         each = [(sigmoid if multi else softmax)(np.stack(item.logits)) for item in found]
-        known = [features(np.stack(item.logits), item.encoded.window_tokens, multi) for item in found]
+        known = [features(values, item.encoded.window_tokens, multi) for values, item in zip(each, found, strict=True)]
         counts = np.array([len(values) for values in each])
         return cls(
             np.concatenate(each).astype(np.float64),

@@ -261,20 +261,17 @@ def class_weights(rows: list[Row], prepared: Prepared) -> list[float] | None:
     return [float(value) for value in scaled]
 
 
-def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight: Any, nothing: bool = False) -> Any:
+def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight: Any) -> Any:
     """The training loss of a batch.
 
     Cross-entropy of a classifier, and of a tagger's tokens; binary cross-entropy of a multi-label task. A window that
-    tells a single-label model nothing should be answered evenly, so its target is the uniform distribution; and with
-    lessons that hold such windows the model also learns to say which they are, by the sum of its labels' exponentials,
-    which softmax leaves free (as energy, Liu et al. 2020, "Energy-based Out-of-distribution Detection"). A
+    tells a single-label model nothing should be answered evenly, so its target is the uniform distribution. A
     multi-task model's loss is the mean over the batch's rows of what each row tells: the entropy of its label, plus the
     mean entropy of its tokens. So a lonely row of one kind counts no more than its neighbours.
 
     Args:
         outputs: the model's, in the order of the signature.
         weight: float32 (labels,) from `class_weights`, or None.
-        nothing: whether a single-label model's lessons hold windows that tell nothing.
     """
     import paddle
 
@@ -290,15 +287,10 @@ def loss_of(outputs: tuple[Any, ...], inputs: dict[str, Any], task: Task, weight
             flat, gold.reshape([-1]), weight=weight, ignore_index=IGNORED, reduction=reduction
         )
 
-    if task.kind == "single-label" and (nothing or bool((inputs["labels"] == IGNORED).any())):
+    if task.kind == "single-label" and bool((inputs["labels"] == IGNORED).any()):
         silent = (inputs["labels"] == IGNORED).astype("float32")
-        logits = outputs[0].astype("float32")
-        even = -functional.log_softmax(logits, axis=-1).mean(axis=-1)
-        told = entropy(logits, inputs["labels"], weight, "none") + silent * even
-        if nothing:
-            evidence = paddle.logsumexp(logits, axis=-1)
-            told = told + functional.binary_cross_entropy_with_logits(evidence, 1 - silent, reduction="none")
-        return told.mean()
+        even = -functional.log_softmax(outputs[0].astype("float32"), axis=-1).mean(axis=-1)
+        return (entropy(outputs[0], inputs["labels"], weight, "none") + silent * even).mean()
     if task.kind != "multi-task":
         return entropy(outputs[0], inputs["labels" if task.classifies else "token_labels"], weight)
     # Paddle's own mean would count what is ignored, as long as the ignored index is negative.
@@ -331,7 +323,6 @@ def _trainer(
     amp = settings.amp if on_gpu else "off"
     weights = class_weights(prepared.train, prepared)
     loss_weight = None if weights is None else paddle.to_tensor(weights, dtype="float32")
-    nothing = prepared.recipe.data.neutral is not None
     arguments = TrainingArguments(
         output_dir=str(run / "checkpoints"),
         logging_dir=str(run / "visualdl"),
@@ -379,7 +370,7 @@ def _trainer(
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
             outputs = model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            loss = loss_of(outputs, inputs, prepared.task, loss_weight, nothing)
+            loss = loss_of(outputs, inputs, prepared.task, loss_weight)
             if self.hands is not None:
                 loss = self._regularized(loss, outputs, inputs)
             if signals is not None and not self.adversarial:
@@ -394,8 +385,8 @@ def _trainer(
             if knobs.r_drop:
                 other = self.model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
                 twice = (
-                    loss_of(outputs, inputs, prepared.task, loss_weight, nothing),
-                    loss_of((other,), inputs, prepared.task, loss_weight, nothing),
+                    loss_of(outputs, inputs, prepared.task, loss_weight),
+                    loss_of((other,), inputs, prepared.task, loss_weight),
                 )
                 first, second = (functional.log_softmax(one.astype("float32"), axis=-1) for one in (outputs[0], other))
                 apart = functional.kl_div(first, second.exp(), "batchmean") + functional.kl_div(

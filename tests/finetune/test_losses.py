@@ -68,16 +68,3 @@ def test_text_that_tells_nothing_should_be_answered_evenly() -> None:
     made = tensors(logits=logits, labels=np.array([0, IGNORED]))
     wanted = (entropy(logits[0], 0) + (entropy(logits[1], 0) + entropy(logits[1], 1)) / 2) / 2
     assert float(loss_of((made["logits"],), made, task, None)) == pytest.approx(wanted, abs=1e-5)
-
-
-def test_text_that_tells_nothing_should_also_be_known_as_such_where_lessons_hold_it() -> None:
-    task = Task(kind="single-label", labels=("no", "yes"))
-    logits = np.array([[3.0, -1.0], [3.0, -1.0]], np.float32)
-    made = tensors(logits=logits, labels=np.array([0, IGNORED]))
-    evidence = float(np.log(np.exp(logits[0]).sum()))
-    more = (np.log1p(np.exp(-evidence)) + np.log1p(np.exp(evidence))) / 2
-    plain = float(loss_of((made["logits"],), made, task, None))
-    assert float(loss_of((made["logits"],), made, task, None, nothing=True)) == pytest.approx(plain + more, abs=1e-5)
-    certain = tensors(logits=logits[:1], labels=np.array([0]))
-    wanted = entropy(logits[0], 0) + np.log1p(np.exp(-evidence))
-    assert float(loss_of((certain["logits"],), certain, task, None, nothing=True)) == pytest.approx(wanted, abs=1e-5)
