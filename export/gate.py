@@ -211,7 +211,9 @@ def gate(
         **dev.fingerprint,
     }
     known = read_report(bundle)
-    if not force and known.get("basis") == basis and known.get("published") == bundle.manifest.published != "":
+    # A form that was made again to the same bytes has lost what was said of it.
+    told = int8_artifact is None or "gate" in int8_artifact.details
+    if not force and told and known.get("basis") == basis and known.get("published") == bundle.manifest.published != "":
         journal.say(f"  up to date: {bundle.manifest.published} is published")
         return bundle
     report: dict[str, JsonValue] = {"basis": basis}
