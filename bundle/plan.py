@@ -13,8 +13,6 @@ from bundle.machine import hardware, versions
 from bundle.manifest import Aim, Machine, Manifest, Plan, Setup
 
 RUNTIMES = ("onnxruntime", "paddlepaddle", "numpy")
-# Most windows of one computation where no plan says more; what Triton's batcher may put together.
-MAX_WINDOWS = 64
 
 
 def this_machine(packages: Sequence[str] = RUNTIMES) -> Machine:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from serving.gateway import Gateway
@@ -12,3 +13,15 @@ from serving.gateway import Gateway
 def gateway_of(request: Request) -> Gateway:
     """The gateway that this application was made for."""
     return cast(Gateway, request.app.state.gateway)
+
+
+def reads(*bodies: type[BaseModel], **more: object) -> dict[str, Any]:
+    """What OpenAPI says of a JSON body that a route parses itself, so that no input reaches a parser without limits.
+
+    Args:
+        bodies: the form that it has, or the forms of which it has one.
+        more: what else stands with the schema, such as ``examples``.
+    """
+    known = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in bodies]
+    schema = known[0] if len(known) == 1 else {"oneOf": known}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, **more}}}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from bundle.errors import RequestError
-from serving.routes import gateway_of, huggingface, paddlenlp
+from serving.routes import gateway_of, huggingface, paddlenlp, reads
 from serving.routes.tei import responses
 from serving.schemas import parse_object
 
@@ -19,21 +19,7 @@ router = APIRouter(tags=["Hugging Face inference", "PaddleNLP SimpleServer"])
         **responses(400, 404, 413, 422, 424, 503),
         504: {"model": paddlenlp.PaddleError, "description": "no answer in time"},
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "oneOf": [
-                            {"$ref": f"#/components/schemas/{model.__name__}"}
-                            for model in (huggingface.HfRequest, paddlenlp.PaddleRequest)
-                        ]
-                    }
-                }
-            },
-        }
-    },
+    openapi_extra=reads(huggingface.HfRequest, paddlenlp.PaddleRequest),
     summary="Answer in the dialect of the body",
 )
 async def ask(model: str, request: Request) -> Response:

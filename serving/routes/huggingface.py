@@ -16,7 +16,7 @@ from bundle.errors import NoForm, RequestError
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Text
 from serving.gateway import Gateway
-from serving.routes import gateway_of
+from serving.routes import gateway_of, reads
 from serving.routes.tei import needs_labels, responses
 from serving.schemas import LabelScore, Strict, parse_as, parse_object
 from serving.views import Shape, entities_of, given_first
@@ -61,19 +61,11 @@ class HfRequest(Strict):
     options: dict[str, JsonValue] = Field(default={}, description="of the hub's cache; means nothing here")
 
 
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{HfRequest.__name__}"}}},
-    }
-}
-
-
 @router.post(
     "/",
     response_model=Said,
     responses=responses(400, 413, 422, 424, 503),
-    openapi_extra=BODY,
+    openapi_extra=reads(HfRequest),
     summary="Labels or entities, of the default model",
 )
 async def ask_default(request: Request) -> Response:
@@ -86,7 +78,7 @@ async def ask_default(request: Request) -> Response:
     "/models/{model}/pipeline/{task}",
     response_model=Said,
     responses=responses(400, 404, 413, 422, 424, 503),
-    openapi_extra=BODY,
+    openapi_extra=reads(HfRequest),
     summary="Labels, or entities, as the task says",
 )
 async def ask_task(model: str, task: Task, request: Request) -> Response:

@@ -28,7 +28,7 @@ from serving.kserve import (
     outputs_of,
     unpacked,
 )
-from serving.routes import gateway_of
+from serving.routes import gateway_of, reads
 from serving.schemas import parse_as
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol V2"])
@@ -175,22 +175,16 @@ async def model_ready(model: str, request: Request, version: str = "") -> Respon
     return Response()
 
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}}},
-    }
-}
-
-
 @router.post(
     "/models/{model}/infer",
     responses=_errors(400, 404, 413, 503, 504),
-    openapi_extra=_BODY,
+    openapi_extra=reads(InferRequest),
     summary="Answer texts in BYTES tensors",
 )
 @router.post(
-    "/models/{model}/versions/{version}/infer", responses=_errors(400, 404, 413, 503, 504), openapi_extra=_BODY
+    "/models/{model}/versions/{version}/infer",
+    responses=_errors(400, 404, 413, 503, 504),
+    openapi_extra=reads(InferRequest),
 )
 async def infer_texts(model: str, request: Request, version: str = "") -> Response:
     """The tensor ``text`` (of a model of pairs also ``pair``) in; label, scores and the prediction as JSON out."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from bundle.decode import thresholds
 from serving.catalogue import ServedModel
-from serving.routes import gateway_of
+from serving.routes import gateway_of, reads
 from serving.schemas import (
     FormatView,
     ModelDetail,
@@ -56,17 +56,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
     response_model=PredictResponse,
     responses=problems(400, 404, 413, 422, 503, 504),
     summary="Classify texts or find entities",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": f"#/components/schemas/{PredictRequest.__name__}"},
-                    "examples": _EXAMPLES,
-                }
-            },
-        }
-    },
+    openapi_extra=reads(PredictRequest, examples=_EXAMPLES),
 )
 async def predict(model: str, request: Request) -> Response:
     """Answers each text, however long: long texts are read in overlapping windows and pooled."""

@@ -17,7 +17,7 @@ from bundle.errors import NoForm, RequestError
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Text
 from serving.gateway import Gateway
-from serving.routes import gateway_of
+from serving.routes import gateway_of, reads
 from serving.schemas import Strict, parse_as, parse_object
 from serving.views import Shape, entities_of, short
 
@@ -65,12 +65,7 @@ class PaddleError(BaseModel):
             504: "no answer in time",
         }.items()
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{PaddleRequest.__name__}"}}},
-        }
-    },
+    openapi_extra=reads(PaddleRequest),
     summary="Answer as a Taskflow does",
 )
 async def taskflow(model: str, request: Request) -> Response:

@@ -17,7 +17,7 @@ from serving.catalogue import ServedModel
 from serving.classifier import Text
 from serving.errors import TeiErrorType
 from serving.gateway import Gateway
-from serving.routes import gateway_of
+from serving.routes import gateway_of, reads
 from serving.schemas import LabelScore, Strict, parse_as
 from serving.views import given_first
 
@@ -82,12 +82,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _PREDICT: dict[str, Any] = {
     "response_model": Ranked,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{TeiPredictRequest.__name__}"}}},
-        }
-    },
+    "openapi_extra": reads(TeiPredictRequest),
 }
 
 
