@@ -22,18 +22,22 @@ from export.to_static import to_static
 Copy = Callable[[str], Bundle]
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of bundles as finetune leaves them: `<name>/bundle`."""
-    folder = tmp_path_factory.mktemp("trained")
+def made_by(script: str, folder: Path) -> Path:
+    """The folder, filled by a script beside this file in a process of its own: Paddle stays out of this one."""
     answer = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("tiny.py")), str(folder)],
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script)), str(folder)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles as finetune leaves them: `<name>/bundle`."""
+    return made_by("tiny.py", tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

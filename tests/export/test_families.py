@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from bundle.folder import Bundle, open_bundle
 from export.parity import FP32_TOLERANCE
 from export.passes import PASS_TOLERANCE
 from export.session import open_session, run_of
+from tests.export.conftest import made_by
 from tests.export.tiny import FAMILIES, LAYERS
 
 pytestmark = pytest.mark.slow
@@ -23,15 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle for each, as far as the chain took it."""
-    folder = tmp_path_factory.mktemp("families")
-    answer = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("families.py")), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
-    return folder
+    return made_by("families.py", tmp_path_factory.mktemp("families"))
 
 
 def converted(families: Path, name: str) -> Bundle:

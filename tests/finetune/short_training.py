@@ -22,6 +22,18 @@ HEALTHY = {
     "watch_rows": "80",
     "patience": "99",
 }
+# What a record begins with, of a training that there was not.
+RUN = {
+    "steps": 100,
+    "chance": 0.7,
+    "dev_chance": 0.7,
+    "majority": 0.5,
+    "train_majority": 0.5,
+    "rms": 0.1,
+    "clip": 1.0,
+    "layers": ["layer.0", "head"],
+    "trained": [True, True],
+}
 
 
 def write_recipe(

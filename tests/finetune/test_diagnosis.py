@@ -10,19 +10,9 @@ from finetune.curve.diagnosis import FINDINGS, diagnose, timeline
 from finetune.curve.record import History, read
 from finetune.curve.settings import Thresholds
 from tests.finetune.faults import FAULTS, HEALTHY, train_case
+from tests.finetune.short_training import RUN
 
 pytestmark = pytest.mark.slow
-RUN = {
-    "steps": 100,
-    "chance": 0.7,
-    "dev_chance": 0.7,
-    "majority": 0.5,
-    "train_majority": 0.5,
-    "rms": 0.1,
-    "clip": 1.0,
-    "layers": ["layer.0", "head"],
-    "trained": [True, True],
-}
 
 
 def test_every_finding_has_a_training_that_shows_it() -> None:

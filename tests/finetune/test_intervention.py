@@ -17,7 +17,7 @@ from finetune.curve.record import History, Record, read
 from finetune.curve.settings import BackOff, Curve, EarlyStop, RaiseDropout
 from finetune.model.paddle_weights import read_paddle_state
 from finetune.recipe import load
-from tests.finetune.short_training import run, weights, write_recipe
+from tests.finetune.short_training import RUN, run, weights, write_recipe
 from tests.tiny_base import mood_rows
 
 ROOT = Path(__file__).parents[2]
@@ -38,17 +38,6 @@ unfreeze = { use = true, cool_down = 0 }
 gap = 0.000001
 rises = 1
 """
-RUN = {
-    "steps": 100,
-    "chance": 0.7,
-    "dev_chance": 0.7,
-    "majority": 0.5,
-    "train_majority": 0.5,
-    "rms": 0.1,
-    "clip": 1.0,
-    "layers": ["layer.0", "head"],
-    "trained": [True, True],
-}
 
 
 def controller(settings: Curve, folder: Path, **usual: Any) -> Controller:
