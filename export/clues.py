@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bundle.encode import Encoder, pad
 from bundle.predict import Predicted, Run
-from export.graph import Graph
+from export.graph import NORMS, Graph
 from export.session import open_session
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # A tensor differs where its error, root mean square, is more than this share of its size: float32, and 8 bits.
 DIFFERS, DIFFERS_8_BITS = 1e-4, 0.25
-NORMS = ("LayerNormalization", "SkipLayerNormalization")
 
 
 def label_order(wanted: Sequence[Predicted], found: Sequence[Predicted], tolerance: float) -> str:

@@ -15,6 +15,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 CONTRIB = "com.microsoft"
+# What closes the halves of a layer, fused with the residual or not; the embeddings' norm is part of another operator.
+NORMS = ("LayerNormalization", "SkipLayerNormalization")
 Array = npt.NDArray[Any]
 
 

@@ -103,11 +103,11 @@ def measure_peaks(threads: int, seconds: float) -> dict[str, float]:
         left = random.normal(size=(rows, inner)).astype(np.float32)
         right = random.normal(size=(inner, columns)).astype(np.float32)
         bytes_ = random.integers(0, 255, (rows, inner)).astype(np.uint8)
-        runs: list[tuple[str, Any]] = [("fp32", _product(threads, left, right))]
+        runs: list[tuple[str, Any]] = [("fp32", product(threads, left, right))]
         # Both kinds of weights: which is faster depends on the instructions that the CPU has.
         for kind in (np.int8, np.uint8):
             low = 0 if kind is np.uint8 else -63
-            runs.append(("int8", _product(threads, bytes_, random.integers(low, 64, (inner, columns)).astype(kind))))
+            runs.append(("int8", product(threads, bytes_, random.integers(low, 64, (inner, columns)).astype(kind))))
         for precision, run in runs:
             run()
             until = time.perf_counter() + seconds
@@ -119,8 +119,13 @@ def measure_peaks(threads: int, seconds: float) -> dict[str, float]:
     return {name: round(rate, 1) for name, rate in best.items()}
 
 
-def _product(threads: int, left: Any, right: Any) -> Any:
-    """One matrix product in ONNX Runtime, the right side a constant as weights are."""
+def product(threads: int, left: Any, right: Any) -> Any:
+    """One matrix product in ONNX Runtime as a call without arguments, the right side a constant as weights are.
+
+    Args:
+        left: float32 (rows, inner), or uint8 for an integer product.
+        right: float32 (inner, columns), or int8 or uint8.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

@@ -20,7 +20,7 @@ from bundle.encode import WindowRow, pad
 from bundle.errors import ExportError
 from bundle.manifest import Signature
 from bundle.predict import batches
-from export.graph import CONTRIB, Graph
+from export.graph import CONTRIB, NORMS, Graph
 from export.passes import KEY, QUERY, VALUE
 from export.session import open_session, run_outputs
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import onnx
 
 INTEGER = ("QAttention", "MatMulIntegerToFloat")
-# The norm after the embeddings is part of another operator.
-NORMS = ("SkipLayerNormalization", "LayerNormalization")
 # The products of an attention of which one query is left, by their weights.
 APART = {QUERY: "attention query", KEY: "attention keys", VALUE: "attention values"}
 SMALL = ("MatMulNBits", "MultiHeadAttention")

@@ -32,9 +32,10 @@ from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.machine import commit, cores, hardware, versions
 from export.artifact import source_of
+from export.graph import NORMS
 from export.parity import GoldenRows
 from export.passes import real_batches, real_windows
-from export.session import open_session
+from export.peak import product
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +55,6 @@ SIZES = {"float": 4, "int64": 8, "int32": 4, "uint8": 1, "int8": 1, "bool": 1, "
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 INTEGER = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul")
 ATTENTION = ("Attention", "QAttention")
-NORMS = ("SkipLayerNormalization", "LayerNormalization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +115,15 @@ def measure_roof(threads: int) -> Roof:
 
 def _gemm_rate(threads: int, *, integer: bool) -> float:
     """10⁹ operations a second of the fastest of several square products in ONNX Runtime."""
-    from onnx import TensorProto, helper, numpy_helper
-
     rng = np.random.default_rng(0)
     square = (GEMM_SIDE, GEMM_SIDE)
     if integer:
         # Weights of 7 bits, as `export.to_int8` makes them.
         left, right = rng.integers(0, 256, square).astype(np.uint8), rng.integers(-64, 65, square).astype(np.int8)
-        op, kinds = "MatMulInteger", (TensorProto.UINT8, TensorProto.INT32)
     else:
         left, right = rng.normal(size=square).astype(np.float32), rng.normal(size=square).astype(np.float32)
-        op, kinds = "MatMul", (TensorProto.FLOAT, TensorProto.FLOAT)
-    graph = helper.make_graph(
-        [helper.make_node(op, ["left", "right"], ["product"])],
-        "peak",
-        [helper.make_tensor_value_info("left", kinds[0], square)],
-        [helper.make_tensor_value_info("product", kinds[1], square)],
-        [numpy_helper.from_array(right, "right")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = open_session(model.SerializeToString(), threads)
-    return 2 * GEMM_SIDE**3 / _best(lambda turn: session.run(None, {"left": left})) / 1e9
+    run = product(threads, left, right)
+    return 2 * GEMM_SIDE**3 / _best(lambda turn: run()) / 1e9
 
 
 def _copy_rate(threads: int, piece: int, size: int) -> float:
