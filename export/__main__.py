@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bundle.folder import Bundle
-    from bundle.manifest import Artifact
+    from bundle.manifest import Aim, Artifact
     from export.gate import DevSplit, Tolerance
     from export.journal import Journal
     from export.to_int8 import How
+    from export.to_triton import Flavour
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=__doc__)
 
@@ -168,7 +169,7 @@ def run(
     root = bundle_folder(folder)
     log = (root.parent if root.name == "bundle" else root) / "export.log"
     journal = Journal(log, console)
-    platform: Literal["python", "onnxruntime"] = "python" if backend is Backend.PYTHON else "onnxruntime"
+    platform: Flavour = "python" if backend is Backend.PYTHON else "onnxruntime"
     start = time.perf_counter()
     try:
         if device is Device.GPU:
@@ -240,9 +241,7 @@ def _step(
     tolerance: Tolerance,
     how: How,
     force: bool,
-    triton: tuple[
-        Path, Literal["python", "onnxruntime"], int | None, int | None, Literal["throughput", "latency"] | None
-    ],
+    triton: tuple[Path, Flavour, int | None, int | None, Aim | None],
 ) -> Bundle:
     """Runs one step and tells what it read, wrote, measured and how long it took."""
     from export.fuse import fuse
@@ -358,7 +357,7 @@ def _brief_plan(bundle: Bundle, journal: Journal, force: bool) -> Bundle:
     return plan(bundle, journal, Wish("brief", paddle=False), force=force)
 
 
-def _aim(aim: Aims) -> Literal["throughput", "latency"] | None:
+def _aim(aim: Aims) -> Aim | None:
     if aim is Aims.NONE:
         return None
     return "latency" if aim is Aims.LATENCY else "throughput"
