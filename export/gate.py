@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import JsonValue
@@ -41,6 +41,10 @@ from export.products import WINDOWS, ProductError, product_errors, wrong_product
 from export.session import open_session, run_of
 from export.slices import Comparison, compare_forms
 from export.slices import Tolerance as Tolerance  # one name for those who ask the gate
+from export.spread import spread
+
+if TYPE_CHECKING:
+    import onnx
 
 FP32, INT8 = "onnx_fused", "onnx_int8"
 REPORT = "gate.json"
@@ -58,13 +62,6 @@ class Measured:
     classes: list[ClassRow]
     answers: list[Any]
     found: list[Predicted]
-
-
-def spread(places: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of them, evenly spread."""
-    if len(places) <= count:
-        return list(places)
-    return [places[index] for index in np.linspace(0, len(places) - 1, count).round().astype(int)]
 
 
 @dataclass
@@ -257,16 +254,19 @@ def _compare(
     report: dict[str, JsonValue],
 ) -> list[str]:
     """Judges INT8, writes what it was judged by into the report, and returns what speaks against it."""
+    import onnx
+
     manifest = bundle.manifest
+    graphs = [onnx.load(str(bundle.path(manifest.artifacts[name].file))) for name in (FP32, INT8)]
     comparison = dev.compare(fp32, int8, tolerance, manifest)
     reasons = comparison.reasons
     if manifest.artifacts[INT8].details.get(SOURCE) != identity(manifest.artifacts[FP32]):
         reasons.append(f"{INT8} was made from another {FP32} than the one that is here; run to_int8 again")
     # Judged on rows of every kind, as one token of one row would say little of a channel; told on the named rows.
-    spread = np.linspace(0, len(dev.rows) - 1, min(WINDOWS, len(dev.rows))).round().astype(int)
-    reasons += wrong_products(artifact_errors(bundle, dev.windows(spread.tolist(), 1)))
+    every_kind = dev.windows(spread(range(len(dev.rows)), WINDOWS), 1)
+    reasons += wrong_products(_product_errors(bundle, graphs, every_kind))
     places = named_rows(comparison) or [int(np.argmax(comparison.differences))]
-    errors = artifact_errors(bundle, dev.windows(places, WINDOWS_OF_ROW))
+    errors = _product_errors(bundle, graphs, dev.windows(places, WINDOWS_OF_ROW))
     if reasons:
         reasons += _clues(bundle, dev, fp32, int8, places, comparison.spread)
     answers = {FP32: fp32.answers, INT8: int8.answers}
@@ -280,12 +280,12 @@ def _compare(
 
 
 def _clues(
-    bundle: Bundle, dev: DevSplit, fp32: Measured, int8: Measured, places: Sequence[int], spread: float
+    bundle: Bundle, dev: DevSplit, fp32: Measured, int8: Measured, places: Sequence[int], size: float
 ) -> list[str]:
     """What may be wrong with a form that lost too much: labels in another order, or a part of the graph."""
     manifest = bundle.manifest
-    # Other labels' logits are about a spread apart, INT8's own errors a tenth of it.
-    if clue := label_order(fp32.found, int8.found, spread / 2):
+    # Other labels' logits are about their spread apart, INT8's own errors a tenth of it.
+    if clue := label_order(fp32.found, int8.found, size / 2):
         return [clue]
     fp32_file, int8_file = (bundle.path(manifest.artifacts[name].file) for name in (FP32, INT8))
     arrays = pad(dev.windows(places, 1), manifest.text.pad_id)
@@ -294,11 +294,11 @@ def _clues(
     return [clue] if clue else []
 
 
-def artifact_errors(bundle: Bundle, windows: Sequence[WindowRow]) -> list[ProductError]:
-    """The integer products of the bundle's INT8 graph beside those of its float32 graph, on some windows."""
-    import onnx
-
-    fp32, int8 = (onnx.load(str(bundle.path(bundle.manifest.artifacts[name].file))) for name in (FP32, INT8))
+def _product_errors(
+    bundle: Bundle, graphs: Sequence[onnx.ModelProto], windows: Sequence[WindowRow]
+) -> list[ProductError]:
+    """The integer products of the INT8 graph beside those of the float32 graph, on some windows."""
+    fp32, int8 = graphs
     return product_errors(fp32, int8, windows, bundle.manifest.signature, bundle.manifest.text.pad_id)
 
 

@@ -21,10 +21,10 @@ from bundle.folder import open_bundle
 from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, Progress, Run, answers_of, encode_rows, predict
 from bundle.rows import SEPARATOR, Row, read_rows
-from export.gate import spread
 from export.heads import label_head
 from export.long import HEAD, mcnemar, right_of, served_way, ways_of
 from export.pooling import compare, elect
+from export.spread import spread
 
 # Documents of each split, at most.
 DOCUMENTS = 500

@@ -60,6 +60,7 @@ from export.passes import KEY, QUERY, VALUE
 from export.products import product_errors, product_names, wrong_products
 from export.ranges import grid, ranges
 from export.session import open_session, run_of, run_outputs
+from export.spread import spread
 from export.weight_only import BLOCK, count_small, weight_only
 
 if TYPE_CHECKING:
@@ -425,7 +426,7 @@ class Bench:
 
     def time(self, candidates: Sequence[Candidate], rounds: int = 5, count: int = 16) -> None:
         """Median milliseconds of a window, one window per call, in turns with fp32 so that noise hits all alike."""
-        picked = np.linspace(0, len(self.windows) - 1, min(count, len(self.windows))).round().astype(int)
+        picked = spread(range(len(self.windows)), count)
         batches = [pad([self.windows[index]], self.bundle.manifest.text.pad_id) for index in picked]
         sessions = [self._fp32_session, *(open_session(item.model.SerializeToString()) for item in candidates)]
         runs = [run_of(session, self.signature) for session in sessions]
@@ -577,8 +578,7 @@ def calibrate(
         for name, value in zip(names, run_outputs(session, names, feeds), strict=True):
             # (windows, tokens, channels), or where only the first token goes on (windows, 1 or heads, channels).
             tokens = value.reshape(-1, value.shape[-1]) if name in few else value[real]
-            spread = np.linspace(0, len(tokens) - 1, min(len(tokens), share)).round().astype(np.int64)
-            seen[name].add(tokens, spread if name in few else picked)
+            seen[name].add(tokens, np.array(spread(range(len(tokens)), share)) if name in few else picked)
         done += len(batch)
         if progress:
             progress(done, len(windows))

@@ -27,6 +27,7 @@ from export.architectures import ARCHITECTURES, arrays_of, class_of
 from export.artifact import adopt, is_current, source_of, workplace
 from export.journal import Journal
 from export.parity import FP32_TOLERANCE, PROBE, GoldenRows, check_probes, probe_windows
+from export.spread import spread
 
 NAME, SOURCE = "paddle_static", "paddle"
 GRAPH, WEIGHTS, ANSWERS = "static/model.json", "static/model.pdiparams", "static/answers.npz"
@@ -113,8 +114,7 @@ def sample_rows(bundle: Bundle, count: int = SAMPLE_ROWS) -> list[Row]:
     if "dev" not in bundle.manifest.splits:
         return []
     rows = list(read_rows(bundle.path(bundle.manifest.splits["dev"].file)))
-    picked = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    return [rows[index] for index in picked]
+    return [rows[index] for index in spread(range(len(rows)), count)]
 
 
 def quality_of(bundle: Bundle, rows: list[Row], found: list[Predicted], reference: list[Predicted] | None) -> Quality:
