@@ -70,6 +70,9 @@ test-unit: $(READY) ## the quick part of the tests
 properties: $(READY) ## only the property tests, with twenty times the cases of `make test`, other ones each time
 	@SLIPWAY_PROPERTIES=long $(PY) -m pytest -q -m properties --durations=8
 
+audit: .venv-audit/.ready ## look every locked package up for known vulnerabilities; fails where that cannot be done
+	@.venv-audit/bin/python requirements/audit.py
+
 check: $(READY) ## lint, format, types, layers
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -121,4 +124,9 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	must be told of (PIP_EXTRA_INDEX_URL); the bench goes without"; exit 1; }
 	@touch $@
 
-.PHONY: finetune export plan serve evaluate bench references loadtest tables test test-unit properties check recipes setup lock clean help
+.venv-audit/.ready: requirements/audit.txt
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
+	@touch $@
+
+.PHONY: finetune export plan serve evaluate bench references loadtest tables test test-unit properties audit check recipes setup lock clean help

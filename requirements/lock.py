@@ -27,6 +27,8 @@ REFERENCES = {
     ),
     "openvino": ("openvino==2026.4.1", "nncf==3.4.0", "numpy==1.26.4"),
 }
+# What `make audit` runs, in an environment of its own as well.
+AUDIT = ("pip-audit==2.10.1",)
 # Packages that share an import name with their GPU twin and may not stand beside it.
 CPU_ONLY = ("paddlepaddle", "onnxruntime")
 
@@ -36,12 +38,12 @@ def compile_lock(output: str, extras: tuple[str, ...], *more: str) -> None:
     _compile("pyproject.toml", output, *more, *(word for extra in extras for word in ("--extra", extra)))
 
 
-def compile_reference(name: str, wanted: tuple[str, ...]) -> None:
-    """Resolves what an outside reference needs and writes its lock."""
+def compile_apart(output: str, wanted: tuple[str, ...]) -> None:
+    """Resolves what has an environment of its own, beside the project's, and writes its lock."""
     with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
         source.write("\n".join(wanted) + "\n")
         source.flush()
-        _compile(source.name, f"references-{name}.txt")
+        _compile(source.name, output)
 
 
 def _compile(source: str, output: str, *more: str) -> None:
@@ -59,8 +61,9 @@ def main() -> None:
         overrides.write("".join(f'{name} ; sys_platform == "never"\n' for name in CPU_ONLY))
         overrides.flush()
         compile_lock("gpu.txt", (*ROOMS, "gpu"), "--override", overrides.name)
+    compile_apart("audit.txt", AUDIT)
     for name, wanted in REFERENCES.items():
-        compile_reference(name, wanted)
+        compile_apart(f"references-{name}.txt", wanted)
 
 
 if __name__ == "__main__":
