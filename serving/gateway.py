@@ -167,7 +167,7 @@ class Gateway:
         if len(texts) > self.settings.max_texts:
             raise LimitExceeded(field, "texts", len(texts), self.settings.max_texts)
         answers = await self.classifier.answer(model, texts, truncate=truncate)
-        self.telemetry.answered(model.name, answers)
+        self.telemetry.answered(model, answers)
         return answers
 
     async def not_ready(self) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""What is counted and timed, for Prometheus. Measures around the work; the work does not know it."""
+"""What is counted and timed, for Prometheus: every metric of the gateway is defined here and nowhere else.
+
+Measures around the work; the work does not know it. Labels have few values that the operator chose: routes, models,
+model labels, kinds of errors; never what a caller wrote. No text leaves through here.
+"""
 
 from __future__ import annotations
 
@@ -9,63 +13,115 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    Summary,
     generate_latest,
 )
 
-from serving.classifier import Answers
+from serving.catalogue import ServedModel
+from serving.classifier import Answer, Answers
 
-# Seconds. A short text takes a few ms, a long article up to a second, a full request more.
-_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2, 5, 10, 30)
-_WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+# Seconds: dense from 1 ms (a short text) to 1 s (a long article), and a few beyond for what waits or is very long.
+SECONDS: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
+SECONDS += (0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
+WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
+# The label of an answer that names none: a multi-label text below every threshold, a text without entities.
+NOTHING = "(none)"
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Telemetry:
-    """The gateway's metrics, in a registry of their own."""
+    """The gateway's metrics, in a registry of their own.
+
+    Attributes:
+        stages: ``stage`` is one of ``tokenize``, ``queue`` (an engine call waits for its turn), ``infer`` (all engine
+            calls of a request, their waiting included), ``decode``, ``total``.
+        queue_tokens: tokens that were admitted and are not answered yet, as admission counts them.
+        refusals: what admission did not let in, by ``reason``; each is also an error of its kind.
+        cache: lookups by ``result``: ``hit``, ``miss``, or ``joined`` (the same text was under way).
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)  # the gateway's own memory, CPU time and open files
-        self.requests = Counter("slipway_requests_total", "Requests answered", ["route", "status"], registry=registry)
-        self.errors = Counter("slipway_errors_total", "Requests refused or failed", ["kind"], registry=registry)
-        self.latency = Histogram(
-            "slipway_request_seconds",
-            "From the request's first byte to the answer's last",
-            ["route"],
-            buckets=_BUCKETS,
-            registry=registry,
+
+        def counter(name: str, told: str, *labels: str) -> Counter:
+            return Counter(f"slipway_{name}", told, labels, registry=registry)
+
+        def gauge(name: str, told: str, *labels: str) -> Gauge:
+            return Gauge(f"slipway_{name}", told, labels, registry=registry)
+
+        def histogram(name: str, told: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"slipway_{name}", told, labels, buckets=buckets, registry=registry)
+
+        # Requests
+        self.requests = counter("requests_total", "Requests answered", "route", "status")
+        self.errors = counter("errors_total", "Requests refused or failed", "kind")
+        self.latency = histogram(
+            "request_seconds", "From the request's first byte to the answer's last", SECONDS, "route"
         )
-        self.stages = Histogram(
-            "slipway_stage_seconds",
-            "Time in one stage of a prediction",
-            ["model", "stage"],
-            buckets=_BUCKETS,
-            registry=registry,
-        )
-        self.texts = Counter("slipway_texts_total", "Texts answered", ["model"], registry=registry)
-        self.windows = Histogram(
-            "slipway_text_windows", "Windows of one text", ["model"], buckets=_WINDOWS, registry=registry
-        )
-        self.rules = Counter(
-            "slipway_rules_fired_total", "Answers that a rule changed", ["model", "rule"], registry=registry
-        )
-        self.in_flight = Gauge("slipway_requests_in_flight", "Requests being answered", registry=registry)
-        self.engine_up = Gauge(
-            "slipway_engine_up", "Whether the engine can answer for a model", ["engine", "model"], registry=registry
+        self.in_flight = gauge("requests_in_flight", "Requests being answered")
+        self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop runs what is due", SECONDS)
+
+        # Predictions
+        self.stages = histogram("stage_seconds", "Time in one stage of a prediction", SECONDS, "model", "stage")
+        self.texts = counter("texts_total", "Texts answered", "model")
+        self.windows = histogram("text_windows", "Windows of one text", WINDOWS, "model")
+        self.request_windows = histogram("request_windows", "Windows of one request", WINDOWS, "model")
+        self.rules = counter("rules_fired_total", "Answers that a rule changed", "model", "rule")
+
+        # What is answered: a shift of these is the first sign that the texts are no longer those of the training.
+        self.predictions = counter("predictions_total", "Labels and entities given", "model", "label")
+        self.confidence = Summary(
+            "slipway_confidence", "Score of an answer's best label or entity", ["model"], registry=registry
         )
 
-    def answered(self, model: str, answers: Answers) -> None:
+        # Admission and cache
+        self.queue_tokens = gauge("queue_tokens", "Tokens admitted and not yet answered", "model")
+        self.refusals = counter("refusals_total", "Requests that admission did not let in", "model", "reason")
+        self.cache = counter("cache_total", "Lookups in the cache of answers", "model", "result")
+        self.cache_entries = gauge("cache_entries", "Answers that the cache holds")
+        self.cache_bytes = gauge("cache_bytes", "Bytes that the cached answers are reckoned at")
+
+        # Engine
+        self.engine_up = gauge("engine_up", "Whether the engine can answer for a model", "engine", "model")
+        self.engine_restarts = counter("engine_restarts_total", "Starts of the supervised engine after the first")
+        self.batch_windows = histogram("batch_windows", "Windows in one computation", WINDOWS, "model")
+        self.model_info = gauge("model_info", "What is served, always 1", "model", "version", "format", "engine")
+
+    def answered(self, served: ServedModel, answers: Answers) -> None:
         """Records one prediction."""
+        model, names = served.name, served.manifest.task.labels
         for stage, seconds in answers.seconds.items():
             self.stages.labels(model, stage).observe(seconds)
         self.texts.labels(model).inc(len(answers.answers))
-        windows = self.windows.labels(model)
+        windows, confidence = self.windows.labels(model), self.confidence.labels(model)
+        together = 0
         for answer in answers.answers:
-            windows.observe(len(answer.encoded.windows))
+            count = len(answer.encoded.windows)
+            together += count
+            windows.observe(count)
             for name in {item.rule for item in answer.fired}:
                 self.rules.labels(model, name).inc()
+            given = [names[index] for index in answer.chosen] + [item.label for item in answer.tagged]
+            for label in given or (NOTHING,):
+                self.predictions.labels(model, label).inc()
+            if (score := best_score(answer)) is not None:
+                confidence.observe(score)
+        self.request_windows.labels(model).observe(together)
+
+    def computed(self, model: str, windows: int, waited: float) -> None:
+        """Records one computation of the engine: its windows, and the seconds that it waited for its turn."""
+        self.batch_windows.labels(model).observe(windows)
+        self.stages.labels(model, "queue").observe(waited)
 
     def exposition(self) -> bytes:
         """The metrics as text for a scrape."""
         return generate_latest(self.registry)
+
+
+def best_score(answer: Answer) -> float | None:
+    """The score of the best label, or of a tagger's best entity; None where nothing was found to have a score."""
+    if answer.classified is not None:
+        return float(answer.classified.scores.max())
+    return max((item.score for item in answer.tagged), default=None)

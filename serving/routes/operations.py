@@ -39,6 +39,9 @@ async def metrics(request: Request) -> Response:
     """Requests, errors by kind, latency per stage, windows per text, engine state."""
     gateway = gateway_of(request)
     reasons = await gateway.not_ready()
-    for name in gateway.models:
+    gateway.telemetry.model_info.clear()
+    for name, model in gateway.models.items():
         gateway.telemetry.engine_up.labels(gateway.engine.name, name).set(name not in reasons)
+        version = str(model.manifest.version)
+        gateway.telemetry.model_info.labels(name, version, model.format, gateway.engine.name).set(1)
     return Response(gateway.telemetry.exposition(), media_type=CONTENT_TYPE)
