@@ -11,6 +11,7 @@ SlipwayError
 │   ├── ChecksumMismatch     a file differs from its recorded sha256
 │   └── GoldenMismatch       the live model does not reproduce the golden rows
 ├── RulesInvalid         a rule file of a served model is wrong: file, rule, reason
+├── KeysInvalid          the file of API keys is wrong: file, reason
 ├── ExportError          a conversion went wrong
 │   ├── ConversionFailed     a converter failed or crashed
 │   ├── FusionMissing        the graph did not fuse as its architecture demands
@@ -24,6 +25,13 @@ SlipwayError
 │   ├── NoForm               a dialect has no words for what this model answers
 │   └── ModelUnknown         no such model
 │       └── VersionUnknown       the model has no such version
+├── AccessError          who asks may not
+│   ├── KeyMissing           a key is needed and none was sent
+│   ├── KeyUnknown           what was sent is no key of this server
+│   ├── AdminOnly            the key is not an administrator's
+│   └── AdminOff             no administrator's key is configured, so nobody may
+├── BusyError            not now; tells when a retry makes sense
+│   └── RateLimited          this key has asked for more than its rate
 ├── EngineError          the engine cannot answer now
 │   ├── EngineUnavailable    not reachable, not ready or died
 │   └── EngineTimeout        did not answer before the deadline
@@ -148,6 +156,14 @@ class RulesInvalid(SlipwayError):
         super().__init__(f"{file}: {rule}: {reason}" if rule else f"{file}: {reason}")
 
 
+class KeysInvalid(SlipwayError):
+    """The file of API keys, or a hash in the environment, is wrong."""
+
+    def __init__(self, file: str | Path, reason: str) -> None:
+        self.file, self.reason = str(file), reason
+        super().__init__(f"{file}: {reason}")
+
+
 class ExportError(SlipwayError):
     """A conversion went wrong; nothing was published."""
 
@@ -262,6 +278,59 @@ class VersionUnknown(ModelUnknown):
     def __init__(self, name: str, version: str, known: Sequence[str]) -> None:
         super().__init__(f"{name}, version {version}", [f"{name}, version {item}" for item in known])
         self.version = version
+
+
+class AccessError(SlipwayError):
+    """Who asks may not."""
+
+
+class KeyMissing(AccessError):
+    """A key is needed and none was sent."""
+
+    def __init__(self) -> None:
+        super().__init__("this needs a key; send the header Authorization: Bearer KEY")
+
+
+class KeyUnknown(AccessError):
+    """What was sent is no key of this server."""
+
+    def __init__(self) -> None:
+        super().__init__("the key in the header Authorization is not known here")
+
+
+class AdminOnly(AccessError):
+    """The key is not an administrator's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"the key {name!r} may ask for predictions; this needs an administrator's key")
+
+
+class AdminOff(AccessError):
+    """No administrator's key is configured, so nobody may."""
+
+    def __init__(self) -> None:
+        super().__init__("this server has no administrator's key, so its admin routes are off")
+
+
+class BusyError(SlipwayError):
+    """Not now.
+
+    Attributes:
+        retry_after: seconds after which a retry makes sense.
+    """
+
+    def __init__(self, sentence: str, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(sentence)
+
+
+class RateLimited(BusyError):
+    """A key has asked for more than its rate."""
+
+    def __init__(self, name: str, rate: float, retry_after: float) -> None:
+        self.name, self.rate = name, rate
+        super().__init__(f"the key {name!r} may ask for {rate:g} texts a second, and has", retry_after)
 
 
 class EngineError(SlipwayError):

@@ -96,8 +96,8 @@ def check(
         typer.echo(f"  {gateway.engine.describe()}")
         await gateway.stop()
 
-    gateway = Gateway(settings)
     try:
+        gateway = Gateway(settings)
         asyncio.run(start_and_stop(gateway))
     except SlipwayError as error:
         _give_up(str(error))
@@ -124,6 +124,19 @@ def settings(
             typer.echo(f"| `SLIPWAY_{name.upper()}` | {default} | {(field.description or '').replace('<', '&lt;')} |")
             continue
         typer.echo(f"SLIPWAY_{name.upper():<18} {field.default!s:<18} {field.description}")
+
+
+@app.command(epilog="Example: python -m serving new-key backoffice >> keys.toml")
+def new_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; what the log says of its requests.")],
+    admin: Annotated[bool, typer.Option("--admin", help="For the admin routes too.")] = False,
+) -> None:
+    """Make an API key: the key itself on standard error, once, and its lines for the file of keys."""
+    from serving import keys
+
+    key = keys.new_key()
+    typer.echo(f"the key, which is kept nowhere: {key}", err=True)
+    typer.echo(f'[[keys]]\nname = "{name}"\nsha256 = "{keys.hash_of(key)}"\nrole = "{"admin" if admin else "user"}"')
 
 
 @app.command(epilog="Example: python -m serving try-rules news rules/news.toml")

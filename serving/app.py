@@ -82,7 +82,11 @@ def make_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(RequestValidationError, misasked)
     app.add_exception_handler(HTTPException, unrouted)
     app.add_middleware(
-        Door, telemetry=gateway.telemetry, max_body_bytes=gateway.settings.max_body_bytes, endless=stream.PATH
+        Door,
+        telemetry=gateway.telemetry,
+        keys=gateway.keys,
+        max_body_bytes=gateway.settings.max_body_bytes,
+        endless=stream.PATH,
     )
     return app
 

@@ -1,4 +1,7 @@
-"""What every request passes first: an id, the body limit, the last catch of errors, the measuring.
+"""What every request passes first: an id, the key, the body limit, the last catch of errors, the measuring.
+
+Whatever is computed is asked for by POST, so POST needs a key where there are keys; health, metrics, documentation and
+descriptions of models stay open. Admin routes ask for an administrator's key themselves.
 
 Plain ASGI, so that a body is counted while it arrives and never held before it is known to be small enough.
 """
@@ -16,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.errors import LimitExceeded
 from serving.errors import kind_of, problem_of
+from serving.keys import Keys
 from serving.telemetry import Telemetry
 
 log = logging.getLogger("slipway.gateway")
@@ -31,8 +35,11 @@ class Door:
         endless: paths whose bodies are read piece by piece and limit themselves.
     """
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_body_bytes: int, endless: re.Pattern[str]) -> None:
-        self._app, self._telemetry, self._limit, self._endless = app, telemetry, max_body_bytes, endless
+    def __init__(
+        self, app: ASGIApp, *, telemetry: Telemetry, keys: Keys, max_body_bytes: int, endless: re.Pattern[str]
+    ) -> None:
+        self._app, self._telemetry, self._keys = app, telemetry, keys
+        self._limit, self._endless = max_body_bytes, endless
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,6 +69,8 @@ class Door:
 
         self._telemetry.in_flight.inc()
         try:
+            if scope["method"] == "POST":
+                self._keys.caller(headers.get("authorization"))
             announced = headers.get("content-length", "0")
             if limited and announced.isdecimal() and int(announced) > self._limit:
                 raise LimitExceeded("body", "bytes", int(announced), self._limit)

@@ -58,6 +58,13 @@ TABLE: tuple[tuple[type[Exception], Kind], ...] = (
     (errors.LimitExceeded, Kind("limit-exceeded", "Limit exceeded", 413)),
     (errors.InvalidText, Kind("invalid-text", "Invalid text", 422, kserve=400, tei=(0, "Tokenizer"))),
     (errors.RequestError, Kind("invalid-request", "Invalid request", 422, kserve=400)),
+    (errors.KeyMissing, Kind("key-missing", "Key missing", 401, grpc="UNAUTHENTICATED")),
+    (errors.KeyUnknown, Kind("key-unknown", "Key unknown", 401, grpc="UNAUTHENTICATED")),
+    (errors.AccessError, Kind("not-allowed", "Not allowed", 403, grpc="PERMISSION_DENIED")),
+    (
+        errors.RateLimited,
+        Kind("rate-limited", "Rate limited", 429, tei=(0, "Overloaded"), grpc="RESOURCE_EXHAUSTED"),
+    ),
     (
         errors.EngineUnavailable,
         Kind("engine-unavailable", "Engine unavailable", 503, tei=(0, "Unhealthy"), grpc="UNAVAILABLE"),
@@ -100,12 +107,14 @@ def problem(kind: Kind, detail: str, scope: Scope, headers: dict[str, str] | Non
 def problem_of(error: Exception, scope: Scope) -> Response:
     """An exception as a response in the dialect of the request; nothing internal leaves with it."""
     headers = {} if (seconds := retry_after(error)) is None else {"Retry-After": str(seconds)}
+    if isinstance(error, errors.KeyMissing | errors.KeyUnknown):
+        headers["WWW-Authenticate"] = "Bearer"
     return _response(kind_of(error), problem_body(error, scope["state"]["request_id"]), dialect_of(scope), headers)
 
 
 def retry_after(error: Exception) -> int | None:
     """Whole seconds after which the same request makes sense again; None where it does not."""
-    if isinstance(error, errors.EngineUnavailable):
+    if isinstance(error, errors.EngineUnavailable | errors.BusyError):
         return max(1, math.ceil(error.retry_after))
     return None
 

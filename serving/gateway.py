@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from bundle.errors import (
     BundleError,
@@ -23,13 +24,18 @@ from serving import catalogue
 from serving.catalogue import ServedModel
 from serving.classifier import Answers, Classifier, Text
 from serving.engines import Engine, make_engine
+from serving.keys import Keys
 from serving.running import running
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 
 
 class Gateway:
-    """Everything that a request needs, and nothing that knows HTTP."""
+    """Everything that a request needs, and nothing that knows HTTP.
+
+    Raises:
+        KeysInvalid: the file of keys is wrong.
+    """
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
@@ -37,6 +43,10 @@ class Gateway:
         self.models: dict[str, ServedModel] = {}
         self.measured: dict[str, Parity] = {}
         self.telemetry = Telemetry()
+        self.keys = Keys(
+            Path(settings.keys_file) if settings.keys_file else None,
+            {"user": settings.user_key_sha256, "admin": settings.admin_key_sha256},
+        )
         self.classifier = Classifier(
             self.engine,
             parallel_calls=settings.parallel_calls,

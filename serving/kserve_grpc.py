@@ -52,6 +52,8 @@ def _answering(work: Handler) -> Handler:
         context.set_trailing_metadata((("x-request-id", request_id),))
         telemetry.in_flight.inc()
         try:
+            if work.__name__ == "ModelInfer":
+                front.gateway.keys.caller(told.get("authorization"))
             answer = await work(front, request, context)
             status = "OK"
             return answer

@@ -42,6 +42,15 @@ class Settings(BaseSettings):
     grpc_port: int = Field(
         0, ge=0, le=65535, description="TCP port of the gRPC side of the Open Inference Protocol; 0 leaves it off."
     )
+    keys_file: str = Field(
+        "", description="TOML file of API keys (SHA-256 each); read again on change. Empty: predictions are open."
+    )
+    user_key_sha256: str = Field(
+        "", description="SHA-256 (hex) of a key that predictions need; another way than the file."
+    )
+    admin_key_sha256: str = Field(
+        "", description="SHA-256 (hex) of a key for the admin routes, which are off (403) without one."
+    )
     log_folder: Path = Field(Path("artifacts/logs"), description="Folder for the log of the supervised Triton.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes; beyond it 413.")
     max_texts: int = Field(64, ge=1, description="Most texts in one request; beyond it 413.")
