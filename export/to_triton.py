@@ -17,6 +17,7 @@ from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.manifest import Aim, Manifest, Setup, Task, Tensor
 from bundle.plan import planned
+from bundle.versions import triton_name
 
 Flavour = Literal["python", "onnxruntime"]
 
@@ -37,6 +38,7 @@ _TYPES = {"int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_FP32", 
 def config_pbtxt(
     manifest: Manifest,
     *,
+    name: str = "",
     backend: Flavour = "python",
     instances: int | None = None,
     threads: int | None = None,
@@ -45,6 +47,7 @@ def config_pbtxt(
     """The text of ``config.pbtxt`` for the artifact that is served.
 
     Args:
+        name: what Triton calls the model; by default the manifest's name.
         backend: ``python`` for the server from pip, ``onnxruntime`` for NVIDIA's container.
         instances: copies of the model that compute at the same time; by default the plan's sessions, or 1.
         threads: intra-op threads of each copy; by default the plan's. Without one, the python flavour shares the cores
@@ -63,7 +66,7 @@ def config_pbtxt(
     instances = instances or 1
     lines = [
         f"# Written by `make export` from the bundle {manifest.name!r}; changes are lost at the next export.",
-        f'name: "{manifest.name}"',
+        f'name: "{name or manifest.name}"',
         *(['backend: "python"'] if backend == "python" else ['platform: "onnxruntime_onnx"', 'backend: "onnxruntime"']),
         f"max_batch_size: {setup.windows if setup else MAX_BATCH}",
         *(_tensor("input", tensor, backend == "python") for tensor in manifest.signature.inputs),
@@ -133,7 +136,7 @@ def write_repository(
         backend, instances, threads, aim: see `config_pbtxt`.
 
     Returns:
-        the model's folder, ``<repository>/<name>``.
+        the model's folder: ``<repository>/<name>``, of a kept version ``<repository>/<name>@<version>``.
 
     Raises:
         ExportError: nothing is published.
@@ -142,11 +145,12 @@ def write_repository(
     manifest = bundle.manifest
     form, _ = _served(manifest, aim)
     artifact = manifest.artifacts[form]
-    config = config_pbtxt(manifest, backend=backend, instances=instances, threads=threads, aim=aim)
+    name = triton_name(bundle.root, manifest)
+    config = config_pbtxt(manifest, name=name, backend=backend, instances=instances, threads=threads, aim=aim)
     bundle.verify([form])
     repository.mkdir(parents=True, exist_ok=True)
-    target = repository / manifest.name
-    with tempfile.TemporaryDirectory(dir=repository, prefix=f".{manifest.name}.") as scratch:
+    target = repository / name
+    with tempfile.TemporaryDirectory(dir=repository, prefix=f".{name}.") as scratch:
         new = Path(scratch) / "new"
         folder = new / str(manifest.version)
         folder.mkdir(parents=True)

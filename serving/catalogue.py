@@ -14,6 +14,7 @@ from bundle.errors import BundleError
 from bundle.folder import MANIFEST, Bundle, open_bundle
 from bundle.golden import Golden, check_ids, read_golden
 from bundle.manifest import Artifact, Manifest, Parity
+from bundle.versions import triton_name
 from serving.rules import LiveRules
 from serving.running import Running, as_published
 
@@ -45,6 +46,20 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    @property
+    def id(self) -> str:
+        """Tells one loaded version from every other, of this model and of others."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def triton_name(self) -> str:
+        """What Triton calls it."""
+        return triton_name(self.bundle.root, self.manifest)
 
     @property
     def artifact(self) -> Artifact:

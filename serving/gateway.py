@@ -182,12 +182,18 @@ class Gateway:
 
     async def not_ready(self) -> dict[str, str]:
         """Why models cannot answer now, by model name; empty when all can."""
-        if self.draining or not self.started:
-            reason = "the server is stopping" if self.draining else "the server is starting"
+        if reason := self._closed():
             return dict.fromkeys(self.models, reason) or {"server": reason}
-        return await self.engine.ready()
+        reasons = await self.engine.ready()
+        return {name: reasons[model.id] for name, model in self.models.items() if model.id in reasons}
 
     async def check_ready(self, model: ServedModel) -> None:
-        """Raises `EngineUnavailable` if the model cannot answer now."""
-        if reason := (await self.not_ready()).get(model.name):
+        """Raises `EngineUnavailable` if this version of the model cannot answer now."""
+        if reason := self._closed() or (await self.engine.ready()).get(model.id):
             raise EngineUnavailable(reason)
+
+    def _closed(self) -> str:
+        """Why the whole server takes no work; empty when it does."""
+        if self.draining or not self.started:
+            return "the server is stopping" if self.draining else "the server is starting"
+        return ""

@@ -49,7 +49,8 @@ class Supervisor:
     def __init__(self, repository: Path, log_folder: Path, threads: int, start_seconds: float) -> None:
         self.repository, self._threads, self._start_seconds = repository.resolve(), threads, start_seconds
         self.log_file = log_folder.resolve() / "triton.log"
-        self._models: tuple[str, ...] = ()
+        # What a restart loads.
+        self.models: Sequence[str] = ()
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._backends: Path | None = None
@@ -79,7 +80,7 @@ class Supervisor:
         Raises:
             EngineUnavailable: the wheel is not installed, or the server does not become ready; with its last words.
         """
-        self._models = tuple(models)
+        self.models = models
         self._backends = _backend_folder()
         await self._launch()
         try:
@@ -119,7 +120,7 @@ class Supervisor:
             str(wheel / "bin" / "tritonserver"),
             f"--model-repository={self.repository}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in self._models),
+            *(f"--load-model={name}" for name in self.models),
             f"--backend-directory={self._backends}",
             # A prefix of its own, so that what a killed server leaves in shared memory can be told and removed.
             f"--backend-config=python,shm-region-prefix-name={self._memory_prefix}",

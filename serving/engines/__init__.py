@@ -29,8 +29,23 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Ends what `start` began; can be called twice, and after a failed start."""
 
+    async def load(self, model: ServedModel) -> None:
+        """Loads one more version beside those that answer, and returns when it can answer too.
+
+        Raises:
+            BundleError: as `start`, or the engine takes no models while it runs.
+            EngineUnavailable: the engine cannot load now.
+        """
+
+    async def unload(self, model: ServedModel) -> None:
+        """Lets go of a version that nothing asks any more; one that is not loaded is left as it is.
+
+        Raises:
+            EngineUnavailable: the engine cannot do so now.
+        """
+
     async def ready(self) -> dict[str, str]:
-        """Why models cannot answer now: model name → reason; empty when all can. Never raises, and is quick."""
+        """Why versions cannot answer now: id → reason; empty when all can. Never raises, and is quick."""
 
     async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         """Logits of some windows, from one forward pass.

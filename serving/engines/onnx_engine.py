@@ -86,11 +86,12 @@ class _Loaded:
             if call.answer.cancelled() and call in self.waiting:
                 self.waiting.remove(call)
 
-    def close(self) -> None:
+    async def end(self, reason: str) -> None:
         """Lets the computations end and gives up what waits."""
         for call in self.waiting:
-            call.answer.set_exception(EngineUnavailable("the server is stopping"))
+            call.answer.set_exception(EngineUnavailable(reason))
         self.waiting.clear()
+        await asyncio.to_thread(self.workers.shutdown, wait=True, cancel_futures=True)
 
     def _go_on(self) -> None:
         """Gives every idle session its next computation."""
@@ -180,21 +181,28 @@ class OnnxEngine:
 
     async def start(self, models: Sequence[ServedModel]) -> None:
         for model in models:
-            self._loaded[model.name] = await asyncio.to_thread(_Loaded, model)
+            await self.load(model)
 
     async def stop(self) -> None:
         self._stopped = True
         for loaded in self._loaded.values():
-            loaded.close()
-            await asyncio.to_thread(loaded.workers.shutdown, wait=True, cancel_futures=True)
+            await loaded.end("the server is stopping")
+
+    async def load(self, model: ServedModel) -> None:
+        self._loaded[model.id] = await asyncio.to_thread(_Loaded, model)
+
+    async def unload(self, model: ServedModel) -> None:
+        if loaded := self._loaded.pop(model.id, None):
+            await loaded.end(f"version {model.version} of {model.name!r} was unloaded")
 
     async def ready(self) -> dict[str, str]:
         return dict.fromkeys(self._loaded, "the engine was stopped") if self._stopped else {}
 
     async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
-        loaded = self._loaded[model.name]
         if self._stopped:
             raise EngineUnavailable("the server is stopping")
+        if (loaded := self._loaded.get(model.id)) is None:
+            raise EngineUnavailable(f"version {model.version} of {model.name!r} is not loaded")
         if loaded.pending >= self._max_pending:
             raise EngineUnavailable(f"{loaded.pending} computations are waiting, which is the limit")
         return await loaded.infer(input_ids, token_type_ids)
@@ -203,6 +211,6 @@ class OnnxEngine:
         return 1 << 16
 
     def describe(self) -> str:
-        hows = {name: item.model.running for name, item in self._loaded.items()}
+        hows = {item.model.name: item.model.running for item in self._loaded.values()}
         told = ", ".join(f"{name} {how.sessions}×{how.threads}" for name, how in hows.items())
         return f"ONNX Runtime {ort.__version__} in this process, sessions × threads: {told}"

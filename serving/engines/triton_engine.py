@@ -19,6 +19,7 @@ from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineError, EngineTimeout, EngineUnavailable
 from bundle.folder import sha256_of
+from bundle.versions import is_kept
 from serving.catalogue import ServedModel
 from serving.engines import feeds, outputs_of
 from serving.supervisor import Supervisor
@@ -58,18 +59,45 @@ class TritonEngine:
         self._timeout, self._start_seconds = timeout_seconds, start_seconds
         self._client: triton_aio.InferenceServerClient | None = None
         self._client_url = ""
-        self._models: tuple[ServedModel, ...] = ()
+        # By id; those that answer, and those that were loaded beside them.
+        self._models: dict[str, ServedModel] = {}
+        # What was loaded at this gateway's word; a Triton elsewhere keeps what it had by itself.
+        self._own: set[str] = set()
         self._rows: dict[str, int] = {}
 
     async def start(self, models: Sequence[ServedModel]) -> None:
-        self._models = tuple(models)
+        self._models = {model.id: model for model in models}
         if self.supervisor:
             for model in models:
                 await asyncio.to_thread(self._check_repository, model, self.supervisor.repository)
-            await self.supervisor.start([model.name for model in models])
+            await self.supervisor.start([model.triton_name for model in models])
+            self._own = set(self._models)
         await self._until_ready()
         for model in models:
             await self._check_model(model)
+
+    async def load(self, model: ServedModel) -> None:
+        if self.supervisor:
+            await asyncio.to_thread(self._check_repository, model, self.supervisor.repository)
+        # One that is there already needs no order, and a Triton that polls its folder takes none.
+        if await self._why_not(model):
+            await self._order_load(model)
+            self._own.add(model.id)
+        try:
+            await self._check_model(model)
+        except BundleError:
+            await self.unload(model)
+            raise
+        self._models[model.id] = model
+        self._tell_supervisor()
+
+    async def unload(self, model: ServedModel) -> None:
+        self._models.pop(model.id, None)
+        self._tell_supervisor()
+        if model.id in self._own:
+            with self._told():
+                await (await self._connected()).unload_model(model.triton_name, client_timeout=self._start_seconds)
+            self._own.discard(model.id)
 
     async def stop(self) -> None:
         if self._client:
@@ -80,9 +108,10 @@ class TritonEngine:
 
     async def ready(self) -> dict[str, str]:
         if self.supervisor and self.supervisor.state != "ready":
-            return dict.fromkeys((model.name for model in self._models), f"Triton is {self.supervisor.state}")
-        answers = await asyncio.gather(*(self._why_not(model) for model in self._models))
-        return {model.name: why for model, why in zip(self._models, answers, strict=True) if why}
+            return dict.fromkeys(self._models, f"Triton is {self.supervisor.state}")
+        models = list(self._models.values())
+        answers = await asyncio.gather(*(self._why_not(model) for model in models))
+        return {model.id: why for model, why in zip(models, answers, strict=True) if why}
 
     async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         if self.supervisor and self.supervisor.state != "ready":
@@ -97,7 +126,7 @@ class TritonEngine:
         outputs = outputs_of(model)
         with self._told():
             result = await (await self._connected()).infer(
-                model.name,
+                model.triton_name,
                 inputs,
                 model_version=str(model.manifest.version),
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
@@ -106,7 +135,7 @@ class TritonEngine:
         return tuple(np.asarray(result.as_numpy(name), dtype=np.float32) for name in outputs)
 
     def rows_per_call(self, model: ServedModel) -> int:
-        return self._rows.get(model.name, 1)
+        return self._rows.get(model.id, 1)
 
     def describe(self) -> str:
         if self.supervisor:
@@ -162,21 +191,40 @@ class TritonEngine:
         try:
             with self._told():
                 client = await self._connected()
-                if await client.is_model_ready(model.name, str(model.manifest.version), client_timeout=READY_SECONDS):
+                name, version = model.triton_name, str(model.version)
+                if await client.is_model_ready(name, version, client_timeout=READY_SECONDS):
                     return ""
-                return f"Triton has not loaded version {model.manifest.version}"
+                return f"Triton has not loaded version {version}"
         except EngineTimeout:
             return "Triton does not answer"
         except EngineError as error:
             return str(error)
 
+    async def _order_load(self, model: ServedModel) -> None:
+        client = await self._connected()
+        try:
+            await client.load_model(model.triton_name, client_timeout=self._start_seconds)
+        except InferenceServerException as error:
+            message = str(error.message() or "")
+            if "not allowed" in message:
+                raise BundleError(
+                    "this Triton takes no models while it runs; start it with --model-control-mode=explicit "
+                    f"--load-model=*, or restart it with {model.triton_name} in its repository"
+                ) from error
+            if str(error.status() or "").endswith(("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")):
+                raise self._translated(error) from error
+            # What follows the first line is where in a script it happened.
+            raise BundleError(f"Triton cannot load {model.triton_name}: {message.partition(chr(10))[0]}") from error
+
+    def _tell_supervisor(self) -> None:
+        if self.supervisor:
+            self.supervisor.models = [model.triton_name for model in self._models.values()]
+
     async def _check_model(self, model: ServedModel) -> None:
         """Compares what Triton has loaded with the manifest."""
         with self._told():
             client = await self._connected()
-            answer = await client.get_model_config(
-                model.name, str(model.manifest.version), client_timeout=self._timeout
-            )
+            answer = await client.get_model_config(model.triton_name, str(model.version), client_timeout=self._timeout)
         config = answer.config
         graph = config.parameters["graph_sha256"].string_value if "graph_sha256" in config.parameters else ""
         if graph and graph != model.artifact.sha256:
@@ -191,14 +239,15 @@ class TritonEngine:
             found, named = [item.name for item in here], [tensor.name for tensor in wanted]
             if found != named:
                 raise BundleError(f"Triton's {model.name!r} has {kind} {found}, bundle.json says {named}")
-        self._rows[model.name] = max(1, config.max_batch_size)
+        self._rows[model.id] = max(1, config.max_batch_size)
 
     def _check_repository(self, model: ServedModel, repository: Path) -> None:
         """The folder that the supervised Triton will load must hold the graph that the bundle publishes."""
-        folder = repository / model.name
+        mend = "`python -m export version`" if is_kept(model.bundle.root) else "`make export`"
+        folder = repository / model.triton_name
         config, graph = folder / "config.pbtxt", folder / str(model.manifest.version) / "model.onnx"
         if not config.is_file() or not graph.is_file():
-            raise BundleError(f"{folder} does not hold version {model.manifest.version}; run `make export`")
+            raise BundleError(f"{folder} does not hold version {model.manifest.version}; run {mend}")
         if 'backend: "python"' not in config.read_text(encoding="utf-8"):
             raise BundleError(
                 f"{config} is for the native backend of NVIDIA's container, which the Triton from pip does not have; "
@@ -207,7 +256,7 @@ class TritonEngine:
         if sha256_of(graph) != model.artifact.sha256:
             raise BundleError(
                 f"{graph} is not the graph that {model.bundle.root} publishes ({model.format}): "
-                "the bundle is newer than the repository; run `make export`"
+                f"the bundle is newer than the repository; run {mend}"
             )
 
 
