@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bundle.folder import Bundle
-    from bundle.manifest import Aim, Artifact
+    from bundle.manifest import Aim, Artifact, Vocabulary
     from export.gate import DevSplit, Tolerance
     from export.journal import Journal
     from export.to_int8 import How
@@ -80,6 +80,21 @@ class WeightScales(StrEnum):
 
     COLUMN = "column"
     TENSOR = "tensor"
+
+
+class Vocabularies(StrEnum):
+    """Which tokens keep their embedding."""
+
+    ALL = "all"
+    CORPUS = "corpus"
+
+
+class WordTable(StrEnum):
+    """How the INT8 graph keeps its word table."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
 
 
 class Device(StrEnum):
@@ -154,6 +169,19 @@ def run(
         WeightScales | None,
         typer.Option(help="One scale per output column or per weight; default: the recipe's, or column."),
     ] = None,
+    vocabulary: Annotated[
+        Vocabularies | None,
+        typer.Option(
+            help="corpus: leave out embeddings of tokens that the dev and calibration rows and --corpus never have "
+            "(they are read as unknown); default: the recipe's, or all."
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Texts whose tokens are kept with --vocabulary corpus: UTF-8, a text a line.")
+    ] = None,
+    embeddings: Annotated[
+        WordTable | None, typer.Option(help="How the INT8 graph keeps its word table; default: the recipe's, or fp32.")
+    ] = None,
     device: Annotated[
         Device, typer.Option(help="gpu is checked and refused where it is missing; not built yet.")
     ] = Device.CPU,
@@ -179,11 +207,13 @@ def run(
             journal.say(
                 f"A GPU can be used here ({providers}), but this version exports for the CPU alone: going on so"
             )
-        bundle, dev, tolerance, how = _open(root, dev_rows, max_drop, min_agreement, scheme, calibration, weight_scales)
+        asked = {"scheme": scheme, "calibration": calibration, "weight_scales": weight_scales, "embeddings": embeddings}
+        bundle, dev, tolerance, how = _open(root, dev_rows, max_drop, min_agreement, asked)
+        words = _words(bundle, vocabulary, corpus)
         journal.say(f"{bundle.name}: {root} ({bundle.manifest.made.architecture}); the libraries' words go to {log}")
         written = (repository, platform, instances, threads, _aim(aim))
         for step in [only] if only else [step for step in Step if not (no_plan and step is Step.PLAN)]:
-            bundle = _step(step, bundle, journal, dev, tolerance, how, force, written)
+            bundle = _step(step, bundle, journal, dev, tolerance, how, words, force, written)
     except SlipwayError as error:
         _complain(console, error)
         if log.is_file():
@@ -198,9 +228,7 @@ def _open(
     dev_rows: int,
     max_drop: float | None,
     min_agreement: float | None,
-    scheme: Scheme | None,
-    calibration: Calibration | None,
-    weight_scales: WeightScales | None,
+    asked: Mapping[str, StrEnum | None],
 ) -> tuple[Bundle, DevSplit, Tolerance, How]:
     """Opens the bundle and checks what this room reads; what it writes itself is checked by each step.
 
@@ -226,11 +254,27 @@ def _open(
             for name, value in usual.items()
         }
     )
-    asked = {"scheme": scheme, "calibration": calibration, "weight_scales": weight_scales}
     usual_how = asdict(How()).items()
     chosen = {name: given.get(name, value) if asked[name] is None else asked[name] for name, value in usual_how}
     how = TypeAdapter(How).validate_python({name: str(value) for name, value in chosen.items()})
     return bundle, DevSplit(bundle, dev_rows), tolerance, how
+
+
+def _words(bundle: Bundle, asked: Vocabularies | None, corpus: Path | None) -> tuple[Vocabulary, Path | None]:
+    """Which tokens keep their embedding: as asked, as the recipe says, or where a corpus is given, those of it.
+
+    Raises:
+        ExportError: a corpus is given and all tokens are kept, or it is not a file.
+    """
+    from bundle.errors import ExportError
+
+    said = "corpus" if bundle.manifest.artifacts["paddle"].details.get("vocabulary") == "corpus" else "all"
+    wanted = asked.value if asked else "corpus" if corpus else said
+    if corpus and wanted == "all":
+        raise ExportError("--corpus is for --vocabulary corpus; all tokens are kept without it")
+    if corpus and not corpus.is_file():
+        raise ExportError(f"{corpus}: is not a file; --corpus takes a text a line")
+    return ("corpus" if wanted == "corpus" else "all"), corpus
 
 
 def _step(
@@ -240,6 +284,7 @@ def _step(
     dev: DevSplit,
     tolerance: Tolerance,
     how: How,
+    words: tuple[Vocabulary, Path | None],
     force: bool,
     triton: tuple[Path, Flavour, int | None, int | None, Aim | None],
 ) -> Bundle:
@@ -257,10 +302,11 @@ def _step(
     plain: dict[Step, Callable[..., Bundle]] = {
         Step.TO_STATIC: to_static,
         Step.TO_ONNX: to_onnx,
-        Step.FUSE: fuse,
     }
     if step in plain:
         bundle = plain[step](bundle, journal, force=force)
+    elif step is Step.FUSE:
+        bundle = fuse(bundle, journal, vocabulary=words[0], corpus=words[1], force=force)
     elif step is Step.POOLING:
         bundle = pooling(bundle, journal, dev, force=force)
     elif step is Step.TO_INT8:

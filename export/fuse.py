@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +25,14 @@ from pydantic import JsonValue
 
 from bundle.encode import IntArray
 from bundle.errors import ConversionFailed, ExportError, FusionMissing
-from bundle.folder import Bundle
-from bundle.manifest import TaskKind
+from bundle.folder import Bundle, sha256_of
+from bundle.manifest import TaskKind, Vocabulary
 from export.artifact import adopt, is_current, source_of, workplace
+from export.embeddings import kept_tokens, vocabulary_pass
 from export.graph import CONTRIB, Array, Graph, NoMatch, attribute
 from export.journal import Journal
-from export.parity import FP32_TOLERANCE, GoldenRows, check_onnx
-from export.passes import MASK_VALUE, Facts, apply_passes
+from export.parity import FP32_TOLERANCE, GoldenRows, check_onnx, read_probes
+from export.passes import MASK_VALUE, PASSES, Facts, apply_passes
 from export.to_onnx import sample_quality
 
 if TYPE_CHECKING:
@@ -40,17 +42,32 @@ NAME, SOURCE = "onnx_fused", "onnx_fp32"
 FILE = "onnx/model_fused.onnx"
 
 
-def fuse(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
+def fuse(
+    bundle: Bundle,
+    journal: Journal,
+    *,
+    vocabulary: Vocabulary = "all",
+    corpus: Path | None = None,
+    force: bool = False,
+) -> Bundle:
     """Adds the artifact ``onnx_fused``.
+
+    Args:
+        vocabulary: ``corpus`` leaves out the embeddings of tokens that no text of the bundle's dev and calibration rows
+            or of ``corpus`` has; see `export.embeddings`.
+        corpus: a text a line.
 
     Raises:
         FusionMissing: the counts are not those of the architecture, or a pass that the task demands does not apply.
         ParityFailed: the fused graph, or a pass over it, computes something else.
+        ExportError: the corpus cannot be read.
     """
     import onnx
 
     source = source_of(bundle, SOURCE)
     settings: dict[str, JsonValue] = {"pass": 2, "tolerance": FP32_TOLERANCE}
+    if vocabulary == "corpus":
+        settings["vocabulary"] = sha256_of(corpus) if corpus and corpus.is_file() else vocabulary
     if not force and is_current(bundle, NAME, SOURCE, settings):
         journal.say("  up to date")
         return bundle
@@ -63,7 +80,19 @@ def fuse(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
     expected = expected_counts(architecture, manifest.task.kind, manifest.made.architecture)
     counts = assert_fused(fused, expected)
     journal.say("    " + ", ".join(f"{count} {op}" for op, count in counts.items()))
-    fused, passes = apply_passes(fused, Facts(ids, types, manifest.text.pad_id, manifest.task.kind), golden, journal)
+    facts = Facts(ids, types, manifest.text.pad_id, manifest.task.kind)
+    trimmed: dict[str, JsonValue] = {}
+    steps = PASSES
+    if vocabulary == "corpus":
+        # The probes' tokens are kept too, so that whole windows stay proved.
+        probed = read_probes(bundle)
+        asked = [np.array(window) for row in golden.rows for window in row.ids] + (
+            [probed[0].ravel()] if probed else []
+        )
+        kept = kept_tokens(bundle, golden.encoder, asked, corpus)
+        journal.say(f"    {kept.told}")
+        trimmed, steps = {"vocabulary": kept.facts()}, (*PASSES, vocabulary_pass(kept))
+    fused, passes = apply_passes(fused, facts, golden, journal, steps)
     with workplace(bundle, "onnx") as folder:
         path = folder / "model_fused.onnx"
         onnx.save(fused, str(path))
@@ -82,6 +111,7 @@ def fuse(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
                 # Of the graph before the passes, one of which takes an Attention apart.
                 "fused": dict(counts),
                 "passes": list(passes),
+                **trimmed,
                 "nodes": len(fused.graph.node),
                 "nodes_before": len(onnx.load(str(bundle.path(source.file)), load_external_data=False).graph.node),
             },

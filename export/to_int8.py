@@ -46,11 +46,12 @@ from bundle.encode import Encoded, WindowRow, pad
 from bundle.errors import ConversionFailed
 from bundle.folder import Bundle
 from bundle.machine import has_vnni
-from bundle.manifest import Calibration, Signature, Task, WeightScales
+from bundle.manifest import Calibration, Embeddings, Signature, Task, WeightScales
 from bundle.manifest import Scheme as AnyScheme
 from bundle.predict import Predicted, Progress, agreement, answers_of, batches, encode_rows, predict
 from bundle.rows import Row, read_rows
 from export.artifact import adopt, is_current, source_of, workplace
+from export.embeddings import shrink
 from export.fuse import architecture_of
 from export.gate import DevSplit, Measured, Tolerance, headlines
 from export.graph import CONTRIB, Array, Graph, attribute
@@ -98,11 +99,13 @@ class How:
         scheme: ``auto`` tries the candidates in their order; any other is made alone.
         calibration: how the range of an activation is chosen; see `export.ranges`.
         weight_scales: ``column``: one scale per output column of a weight; ``tensor``: one for all of it.
+        embeddings: how the word table is kept; see `export.embeddings`.
     """
 
     scheme: AnyScheme = "auto"
     calibration: Calibration = "error"
     weight_scales: WeightScales = "column"
+    embeddings: Embeddings = "fp32"
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,7 @@ def to_int8(
                 "kept_float32": list(chosen.scheme.keep),
                 "weights": chosen.scheme.weights(how),
                 "calibration": how.calibration,
+                "embeddings": how.embeddings,
                 "evened_out": sum(item.factors is not None for item in bench.plan.values()),
                 "calibration_windows": len(bench.windows),
                 "ms_per_window": {SOURCE: bench.fp32_milliseconds, NAME: chosen.milliseconds},
@@ -396,6 +400,7 @@ class Bench:
             products = count_products(model)
         if products != len(sites):
             raise ConversionFailed("to_int8", f"{products} integer products in the graph, {len(sites)} were asked for")
+        model = shrink(model, self.how.embeddings)
         candidate = Candidate(scheme, model, products)
         rows = None if windows is None else self._first_rows(windows)
         session = open_session(model.SerializeToString())

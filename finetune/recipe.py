@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from bundle.decode import POOLINGS
 from bundle.errors import RecipeError
-from bundle.manifest import Calibration, Scheme, TaskKind, WeightScales
+from bundle.manifest import Calibration, Embeddings, Scheme, TaskKind, Vocabulary, WeightScales
 from finetune.curve.settings import Curve
 from finetune.strict import Strict
 
@@ -148,6 +148,10 @@ class Export(Strict):
     scheme: Scheme = Field(default="auto", description="what becomes integer; auto takes the first that passes")
     calibration: Calibration = Field(default="error", description="how the range of an activation is chosen")
     weight_scales: WeightScales = Field(default="column", description="one scale per output column, or per weight")
+    vocabulary: Vocabulary = Field(
+        default="all", description="corpus leaves out embeddings of tokens that dev and calibration rows never have"
+    )
+    embeddings: Embeddings = Field(default="fp32", description="how the INT8 graph keeps its word table")
 
 
 class Recipe(Strict):
