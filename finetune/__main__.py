@@ -75,10 +75,11 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
     from rich.progress import Progress
 
     from bundle.manifest import Joining, Pooling, Quality
+    from finetune.answers import predict_rows
     from finetune.baseline import tfidf_baselines
     from finetune.evaluate import choose_pooling, evaluate, show, with_thresholds, write
     from finetune.save import save
-    from finetune.train import predict_rows, train
+    from finetune.train import train
 
     recipe, task = prepared.recipe, prepared.task
     trained = train(prepared, run_folder, say)

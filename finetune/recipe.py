@@ -20,6 +20,7 @@ from bundle.errors import RecipeError
 from bundle.manifest import Calibration, Embeddings, Scheme, TaskKind, Vocabulary, WeightScales
 from finetune.curve.settings import Curve
 from finetune.strict import Strict
+from finetune.train_settings import LATER, Train
 
 SHIPPED = Path(__file__).parent / "recipes"
 Form = Literal["quick", "full"]
@@ -97,47 +98,6 @@ class Text(Strict):
     length_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
 
 
-class Train(Strict):
-    """How PaddleNLP's Trainer trains."""
-
-    epochs: float = Field(
-        default=2.0, gt=0, description="passes over the rows; each pass reads one window of every row"
-    )
-    batch: int = Field(default=16, ge=1, description="windows in one step")
-    accumulate: int = Field(default=1, ge=1, description="steps whose gradients are added before an update")
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the encoder")
-    head_learning_rate: float | None = Field(
-        default=None, gt=0, description="peak rate of the new head; default: the same"
-    )
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
-    dropout: float | None = Field(default=None, ge=0, lt=1, description="default: as the base model was trained")
-    freeze_embeddings: bool = False
-    freeze_layers: int = Field(default=0, ge=0, description="lowest encoder layers that are not trained")
-    class_balance: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="exponent of the loss weight (mean count / class count); 0 weighs all alike",
-    )
-    windows: Literal["first", "random", "head-heavy"] = Field(
-        default="head-heavy",
-        description="which window of a long row a pass reads: the first, any, or the first with head_share",
-    )
-    head_share: float = Field(default=0.5, ge=0, le=1, description="how often head-heavy reads the first window")
-    amp: Literal["off", "fp16", "bf16"] = Field(default="off", description="mixed precision; needs a GPU")
-    eval_every: float = Field(default=0.25, gt=0, le=1, description="share of the run between two dev evaluations")
-    patience: int = Field(default=3, ge=1, description="dev evaluations without a better score before the run stops")
-    metric: Literal["accuracy", "macro_f1", "micro_f1", "exact_match", "f1", "mean_f1"] | None = Field(
-        default=None, description="what best means on dev"
-    )
-    watch_rows: int = Field(default=200, ge=2, description="dev rows measured while training; all of dev at the end")
-    watch_windows: int = Field(default=4, ge=1, description="windows of a watched row that are read, from its start")
-    seed: int = 13
-
-
 class Export(Strict):
     """What an INT8 graph may lose before it is not published."""
 
@@ -195,8 +155,13 @@ class Recipe(Strict):
 
         How closely the run is watched does not decide it, unless the watcher may interfere.
         """
-        exclude = {"summary", "expect"} | (set() if self.curve.control == "on" else {"curve"})
+        interferes = self.curve.control == "on" or self.train.unfreeze == "by-diagnosis"
+        exclude = {"summary", "expect"} | (set() if interferes else {"curve"})
         meaning = self.model_dump(mode="json", exclude=exclude)
+        usual = Train().model_dump(mode="json")
+        for key in LATER:
+            if meaning["train"][key] == usual[key]:
+                del meaning["train"][key]
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

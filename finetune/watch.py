@@ -18,9 +18,10 @@ from paddlenlp.trainer import EarlyStoppingCallback, TrainerCallback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.curve.diagnosis import diagnose
-from finetune.curve.intervention import Hands
+from finetune.curve.intervention import Hands, knobs_of
 from finetune.curve.record import Point
 from finetune.curve.signals import Signals, square
+from finetune.freezing import Freezer
 from finetune.prepare import Prepared, Say
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -30,12 +31,18 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     """Shows step, losses, rate of tokens and time left; writes the history; hands each step to the signals."""
 
     def __init__(
-        self, run: Path, prepared: Prepared, tokens_per_batch: list[int], say: Say, signals: Signals | None
+        self,
+        run: Path,
+        prepared: Prepared,
+        tokens_per_batch: list[int],
+        say: Say,
+        signals: Signals | None,
+        freezer: Freezer,
     ) -> None:
         self.run, self.history = run, run / "history.jsonl"
         self.metric = prepared.recipe.metric
         self.accumulate = prepared.recipe.train.accumulate
-        self.tokens, self.say, self.signals = tokens_per_batch, say, signals
+        self.tokens, self.say, self.signals, self.freezer = tokens_per_batch, say, signals, freezer
         self.started, self.first_step = time.monotonic(), 0
         self.loss = float("nan")
         self.rate = 0.0
@@ -71,6 +78,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         fields: dict[str, Any] = {"loss": 0.0, "rate": 0.0, "curve": "", "ill": ""}
         self.bar = self.progress.add_task("", total=state.max_steps, completed=state.global_step, **fields)
         self.progress.start()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.freezer.apply(state.global_step, self._turned())
 
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, scaler: Any = None, **_: Any) -> None:
         if self.hands is not None:
@@ -127,6 +137,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self.signals is not None:
             self._draw(args, self.signals.record.history.of("dev")[-1])
             self._diagnose(args, state.global_step)
+            if event := self.freezer.unfreeze(self.signals.record, self._turned()):
+                layer = event["after"]["frozen"]
+                self._print(f"step {state.global_step:,}: unfreezes layer {layer}: {event['reason']}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
@@ -147,6 +160,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self.visualdl is not None:
             self.visualdl.close()
             self.visualdl = None
+
+    def _turned(self) -> int | None:
+        """Lowest layers that an event froze; None where none did."""
+        return knobs_of(self.signals.record.history).frozen if self.signals is not None else None
 
     def _diagnose(self, args: Any, step: int) -> None:
         """Shows what is wrong now, tells what is newly wrong, and lets the controller act."""

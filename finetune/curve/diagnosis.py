@@ -196,7 +196,12 @@ def oscillation(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] | 
 
 def vanishing_gradient(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] | None:
     looks, loss = view.looks[-limits.patience :], view.loss()
-    layers = [place for place in view.trained_layers() if view.run["layers"][place].startswith("layer")]
+    # A layer that is not trained yet has no gradient, and that is no finding.
+    layers = [
+        place
+        for place in view.trained_layers()
+        if view.run["layers"][place].startswith("layer") and all(look["grad_spread"][place] for look in looks)
+    ]
     if len(looks) < limits.patience or not layers or loss is None or loss < 0.1 * view.chance:
         return None
     largest = max((look["grad"][place] or 0.0) for look in looks for place in layers)

@@ -31,7 +31,7 @@ class Knobs:
         r_drop: weight of the divergence of two passes with different dropout (Liang et al. 2021).
         fgm: length of the adversarial step on the word embeddings (Miyato et al. 2017).
         gradient_noise: as a share of each gradient's standard deviation (after Neelakantan et al. 2015).
-        frozen: lowest encoder layers that are not trained, embeddings included; None is the recipe's.
+        frozen: lowest encoder layers that are not trained, embeddings included; None is as the recipe plans it.
     """
 
     rate: float = 1.0
@@ -91,11 +91,14 @@ class Strategy:
         return not fired or history.step - fired[-1]["step"] >= self.firing.cool_down * history.run["steps"]
 
 
-def strategies(settings: Curve, dropout: float, decay: float, frozen: int, single: bool) -> list[Strategy]:
+def strategies(
+    settings: Curve, dropout: float, decay: float, frozen: Callable[[], int], single: bool
+) -> list[Strategy]:
     """The strategies that a recipe uses, in the order in which they are tried.
 
     Args:
-        dropout, decay, frozen: how the recipe has them.
+        dropout, decay: how the recipe has them.
+        frozen: lowest layers that the recipe's own plan does not train now.
         single: whether the task has one label a row; the others have no label smoothing and no R-Drop.
     """
     s = settings
@@ -109,11 +112,11 @@ def strategies(settings: Curve, dropout: float, decay: float, frozen: int, singl
         return Move(replace(knobs, decay=max(now, 0.001) * s.weight_decay.factor))
 
     def frozen_more(knobs: Knobs) -> Move:
-        now = frozen if knobs.frozen is None else knobs.frozen
+        now = frozen() if knobs.frozen is None else knobs.frozen
         return Move(replace(knobs, frozen=now + s.freeze.layers))
 
     def frozen_less(knobs: Knobs) -> Move | None:
-        now = frozen if knobs.frozen is None else knobs.frozen
+        now = frozen() if knobs.frozen is None else knobs.frozen
         return Move(replace(knobs, frozen=max(0, now - s.unfreeze.layers))) if now else None
 
     def noise(knobs: Knobs) -> Move:
@@ -241,9 +244,7 @@ class Hands:
     def __init__(self, trainer: Any, run: Path, controller: Controller) -> None:
         self.trainer, self.run, self.controller = trainer, run, controller
         self.peak = float(trainer.lr_scheduler.base_lr)
-        model = trainer.model
-        self.dropouts = [(layer, name, getattr(layer, name)) for layer, name in _dropouts(model)]
-        self.trained = {name: not p.stop_gradient for name, p in model.named_parameters()}
+        self.dropouts = [(layer, name, getattr(layer, name)) for layer, name in _dropouts(trainer.model)]
 
     def begin(self, step: int) -> None:
         """Before the first step: the start is kept, or a resumed run's knobs are turned to where they stood."""
@@ -297,7 +298,7 @@ class Hands:
         return self.controller.on and firing.use and len(fired) < firing.budget
 
     def apply(self, knobs: Knobs) -> None:
-        """Turns the knobs of model, optimizer and schedule; the loss asks for the others itself."""
+        """Turns the knobs of model, optimizer and schedule; the loss and `finetune.freezing` ask for the others."""
         scheduler = self.trainer.lr_scheduler
         if scheduler.base_lr != self.peak * knobs.rate:
             scheduler.base_lr = self.peak * knobs.rate
@@ -307,13 +308,6 @@ class Hands:
         if knobs.decay is not None:
             for group in self.trainer.optimizer._param_groups:
                 group["weight_decay"] = knobs.decay
-        if knobs.frozen is not None:
-            for name, parameter in self.trainer.model.named_parameters():
-                parts = name.partition(".")[2].split(".")
-                below = parts[0] == "embeddings" and knobs.frozen > 0
-                inside = parts[0] == "encoder" and int(parts[2]) < knobs.frozen
-                free = self.trained[name] or parts[0] in ("embeddings", "encoder")
-                parameter.stop_gradient = below or inside or not free
 
     def _target(self) -> int:
         """The step to roll back to: of the best checkpoint if it had learned something, else 0, the start."""

@@ -62,9 +62,9 @@ class Record:
         """Starts a record, or goes on with that of a run resumed at a step: points after it are dropped."""
         before = read(self.path).until(step) if step and self.path.is_file() else History()
         known = before.points
-        # The weights' size is that of the start; a resumed run no longer knows it.
+        # The weights' size is that of the start; a resumed run no longer knows it, nor what was trained then.
         self.history = History(
-            {**_plain(run), **{name: before.run[name] for name in ("rms",) if name in before.run}}, known
+            {**_plain(run), **{name: before.run[name] for name in ("rms", "trained") if name in before.run}}, known
         )
         lines = [{"kind": "run", "step": 0, **self.history.run}, *known]
         self.path.parent.mkdir(parents=True, exist_ok=True)

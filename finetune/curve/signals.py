@@ -24,6 +24,8 @@ from bundle.predict import Predicted, answers_of, encode_rows, gold_of, judged, 
 from bundle.rows import Row
 from finetune.batches import Item
 from finetune.curve.record import NAME, Point, Record
+from finetune.freezing import Freezer
+from finetune.model.layers import by_layer
 from finetune.prepare import Prepared
 from finetune.targets import class_target, tag_target
 
@@ -42,11 +44,14 @@ class Signals:
     Args:
         batches: the plan, by which a batch's rows are known.
         run: the run folder.
+        freezer: knows which layers are trained later; by default those that are trained now.
     """
 
-    def __init__(self, prepared: Prepared, batches: list[list[Item]], run: Path) -> None:
+    def __init__(
+        self, prepared: Prepared, batches: list[list[Item]], run: Path, freezer: Freezer | None = None
+    ) -> None:
         self.settings, self.task = prepared.recipe.curve, prepared.task
-        self.prepared, self.batches = prepared, batches
+        self.prepared, self.batches, self.freezer = prepared, batches, freezer
         train = prepared.recipe.train
         self.clip, self.batch, self.accumulate = train.clip, train.batch, train.accumulate
         self.steps = max(1, len(batches) // train.accumulate)
@@ -82,7 +87,8 @@ class Signals:
         self.number = step * self.accumulate
         self.started, self.first_step = time.monotonic(), step
         self.tokens = 0
-        weights = [p for parameters in self.layers.values() for p in parameters if not p.stop_gradient and p.ndim > 1]
+        ever = {id(parameter) for parameter in self._ever_trained(model)}
+        weights = [p for parameters in self.layers.values() for p in parameters if id(p) in ever and p.ndim > 1]
         chance, dev_chance = chance_losses(self.prepared)
         self.record.begin(
             {
@@ -101,7 +107,7 @@ class Signals:
                 # The median, since one odd matrix should not speak for all.
                 "rms": float(np.median([(square(p) / p.size) ** 0.5 for p in weights])),
                 "layers": list(self.layers),
-                "trained": [any(not p.stop_gradient for p in own) for own in self.layers.values()],
+                "trained": [any(id(p) in ever for p in own) for own in self.layers.values()],
                 "thresholds": self.settings.thresholds.model_dump(),
             },
             step,
@@ -298,6 +304,11 @@ class Signals:
 
     # Inner looks
 
+    def _ever_trained(self, model: Any) -> list[Any]:
+        if self.freezer is None or not self.freezer.staged:
+            return [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+        return [parameter for name, place, parameter in self.freezer.parameters if self.freezer.may_train(name, place)]
+
     def _compare(self, grads: dict[str, list[tuple[Any, Any]]], scale: float) -> None:
         """The gradient noise scale, from this gradient and the one before.
 
@@ -361,19 +372,6 @@ class Signals:
             "attention": [attention_entropy(weights.numpy(), real) for weights in output.attentions],
             "cosine": mean_cosine(output.last_hidden_state[:, 0].numpy()),
         }
-
-
-def by_layer(model: Any) -> dict[str, list[Any]]:
-    """A model's parameters by layer, from below: ``embeddings``, ``layer.0`` …, ``pooler``, ``head``."""
-    layers: dict[str, list[Any]] = {}
-    for name, parameter in model.named_parameters():
-        if name.startswith(("classifier", "token_classifier")):
-            layer = "head"
-        else:
-            parts = name.partition(".")[2].split(".")
-            layer = f"layer.{parts[2]}" if parts[0] == "encoder" else parts[0]
-        layers.setdefault(layer, []).append(parameter)
-    return layers
 
 
 def _is_head(layer: str) -> bool:

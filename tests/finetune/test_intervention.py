@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from finetune.curve.intervention import Controller, Knobs, knobs_of, strategies
-from finetune.curve.record import History, Record, read
+from finetune.curve.record import NAME, History, Record, read
 from finetune.curve.settings import BackOff, Curve, EarlyStop, RaiseDropout
 from finetune.model.paddle_weights import read_paddle_state
 from finetune.recipe import load
@@ -22,8 +23,20 @@ from tests.tiny_base import mood_rows
 
 ROOT = Path(__file__).parents[2]
 FEW = {"eval_every": "0.25", "epochs": "4", "watch_rows": "40"}
+# A rate that starts again, and layers that are unfrozen one after the other.
+STAGED = {
+    "schedule": '"cosine"',
+    "floor": "0.1",
+    "restarts": "2",
+    "layer_decay": "0.9",
+    "unfreeze": '"by-schedule"',
+    "head_first": "0.1",
+    "unfreeze_until": "0.3",
+}
 # Any rise of dev counts as overfitting and nothing has to cool down, so that one short run fires one after the other.
 EAGER = """
+level = 2
+layers_every = 1
 control = "on"
 early_stop = { use = true, patience = 12, min_delta = 0.5 }
 back_off = { use = false }
@@ -43,7 +56,7 @@ rises = 1
 def controller(settings: Curve, folder: Path, **usual: Any) -> Controller:
     record = Record(folder / "curve.jsonl")
     record.begin(RUN, 0)
-    own = {"dropout": 0.1, "decay": 0.01, "frozen": 0, "single": True} | usual
+    own = {"dropout": 0.1, "decay": 0.01, "frozen": lambda: 0, "single": True} | usual
     return Controller(settings, record, strategies(settings, **own), "macro_f1")
 
 
@@ -89,7 +102,7 @@ def test_off_decides_nothing_and_an_unused_strategy_is_not_there(tmp_path: Path)
 def test_dropout_is_only_raised(tmp_path: Path) -> None:
     settings = Curve(control="on", dropout=RaiseDropout(use=True, to=0.3))
     for usual, wanted in ((0.1, 0.3), (0.4, None)):
-        strategy = next(s for s in strategies(settings, usual, 0.01, 0, True) if s.name == "dropout")
+        strategy = next(s for s in strategies(settings, usual, 0.01, lambda: 0, True) if s.name == "dropout")
         move = strategy.action(Knobs())
         assert (move.knobs.dropout if move else None) == wanted
 
@@ -137,7 +150,7 @@ def test_a_rate_100_times_too_high_is_saved_to_within_two_points_of_the_good_rec
 def eager(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, np.ndarray[Any, Any]]]:
     """The recipe, the run folder and the weights of a run in which one strategy after the other fires."""
     folder = tmp_path_factory.mktemp("eager")
-    train = {"epochs": "16", "batch": "8", "eval_every": "0.0625", "watch_rows": "40"}
+    train = {"epochs": "16", "batch": "8", "eval_every": "0.0625", "watch_rows": "40", **STAGED}
     recipe = write_recipe(folder, rows=mood_rows(32), train=train, curve=EAGER)
     return recipe, folder / "run", weights(run(recipe, folder / "run"))
 
@@ -161,21 +174,37 @@ def test_every_knob_is_turned_in_a_real_training(eager: tuple[Path, Path, Any]) 
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_weights_interventions_included(
+def test_layers_are_unfrozen_by_schedule_in_a_real_training_and_the_rate_starts_again(
+    eager: tuple[Path, Path, Any],
+) -> None:
+    history = read(eager[1])
+    train = {point["step"]: point for point in history.of("train")}
+
+    def moving(step: int) -> set[str]:
+        pairs = zip(history.run["layers"], train[step]["grad_spread"], strict=True)
+        return {layer for layer, own in pairs if own is not None}
+
+    assert moving(1) == moving(6) == {"pooler", "head"}
+    assert moving(8) == moving(13) == {"layer.1", "pooler", "head"}
+    assert moving(15) == moving(20) == set(history.run["layers"])
+    rates = [train[step]["rate"] for step in sorted(train)]
+    assert rates[44] > 5 * rates[43] and rates[43] == pytest.approx(0.1 * max(rates), rel=0.3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_a_random_step_ends_with_the_same_weights_interventions_and_stages_included(
     eager: tuple[Path, Path, dict[str, np.ndarray[Any, Any]]], tmp_path: Path
 ) -> None:
     recipe, whole, wanted = eager
     command = [sys.executable, "-m", "tests.finetune.short_training", str(recipe), str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seed = random.randrange(1 << 16)
+    step = random.Random(seed).randrange(6, 47)  # the first checkpoint is at 4, the run stops itself at about 52
+    print(f"seed {seed}: killed at step {step}")
     deadline = time.monotonic() + 300
-
-    def events_in_a_checkpoint() -> bool:
-        done = [int(path.parent.name[11:]) for path in tmp_path.glob("checkpoints/checkpoint-*/scheduler.pdparams")]
-        return bool(done) and len(read(tmp_path).until(max(done)).of("event")) >= 2
-
-    while not events_in_a_checkpoint():
+    while not (tmp_path / NAME).is_file() or read(tmp_path).step < step:
         assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     resumed = run(recipe, tmp_path)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bundle.manifest import Task, bio_labels
+from finetune.losses import loss_of
 from finetune.machine import quiet_paddle
 from finetune.targets import IGNORED
-from finetune.train import loss_of
 
 pytestmark = pytest.mark.slow
 HEADS = Task(kind="multi-task", labels=("no", "yes"), token_labels=bio_labels(["X"]))
