@@ -148,6 +148,12 @@ def run(
         typer.Option(min=0, help="Threads of one instance; 0: all cores shared evenly; default: the plan's, or 0."),
     ] = None,
     aim: Annotated[Aims, typer.Option(help="What the plan is followed for in Triton's files.")] = Aims.THROUGHPUT,
+    response_cache: Annotated[
+        bool,
+        typer.Option(
+            "--response-cache", help="Let Triton answer equal calls from its cache (SLIPWAY_TRITON_CACHE_MIB)."
+        ),
+    ] = False,
     no_plan: Annotated[bool, typer.Option("--no-plan", help="Leave out the step plan (under a minute).")] = False,
     max_drop: Annotated[
         float | None,
@@ -211,7 +217,7 @@ def run(
         bundle, dev, tolerance, how = _open(root, dev_rows, max_drop, min_agreement, asked)
         words = _words(bundle, vocabulary, corpus)
         journal.say(f"{bundle.name}: {root} ({bundle.manifest.made.architecture}); the libraries' words go to {log}")
-        written = (repository, platform, instances, threads, _aim(aim))
+        written = (repository, platform, instances, threads, _aim(aim), response_cache)
         for step in [only] if only else [step for step in Step if not (no_plan and step is Step.PLAN)]:
             bundle = _step(step, bundle, journal, dev, tolerance, how, words, force, written)
     except SlipwayError as error:
@@ -286,7 +292,7 @@ def _step(
     how: How,
     words: tuple[Vocabulary, Path | None],
     force: bool,
-    triton: tuple[Path, Flavour, int | None, int | None, Aim | None],
+    triton: tuple[Path, Flavour, int | None, int | None, Aim | None, bool],
 ) -> Bundle:
     """Runs one step and tells what it read, wrote, measured and how long it took."""
     from export.fuse import fuse
@@ -318,8 +324,16 @@ def _step(
     else:
         from export.to_triton import write_repository
 
-        repository, backend, instances, threads, aim = triton
-        written = write_repository(bundle, repository, backend=backend, instances=instances, threads=threads, aim=aim)
+        repository, backend, instances, threads, aim, cache = triton
+        written = write_repository(
+            bundle,
+            repository,
+            backend=backend,
+            instances=instances,
+            threads=threads,
+            aim=aim,
+            response_cache=cache,
+        )
         journal.say(f"    writes {written}")
     after = bundle.manifest.artifacts.get(WRITES.get(step, ""))
     if after is not None and after != before:
@@ -378,8 +392,14 @@ def make_plan(
         if config.is_file():
             from export.to_triton import write_repository
 
-            native = 'backend: "onnxruntime"' in config.read_text(encoding="utf-8")
-            written = write_repository(bundle, repository, backend="onnxruntime" if native else "python", aim=_aim(aim))
+            before = config.read_text(encoding="utf-8")
+            written = write_repository(
+                bundle,
+                repository,
+                backend="onnxruntime" if 'backend: "onnxruntime"' in before else "python",
+                aim=_aim(aim),
+                response_cache="response_cache { enable: true }" in before,
+            )
             journal.say(f"    {written} follows it ({aim.value})")
     except SlipwayError as error:
         _complain(console, error)

@@ -10,11 +10,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from bundle.encode import Encoder, WindowRow
 from bundle.errors import ExportError
 from bundle.folder import Bundle
+from bundle.golden import read_golden
 from bundle.manifest import Aim, Manifest, Setup, Task, Tensor
 from bundle.plan import planned
 from bundle.versions import triton_name
@@ -29,6 +34,8 @@ QUEUE_DELAY = 500
 QUEUE_SIZE = 256
 
 GRAPH = "model.onnx"
+# The folder in which Triton looks for the tensors of a warm-up.
+WARMUP = "warmup"
 # Files of label names, a line each, that Triton reads with the outputs of the signature, in its order.
 LABELS = ("labels.txt", "token_labels.txt")
 _SCRIPT = Path(__file__).with_name("triton_model.py")
@@ -43,6 +50,8 @@ def config_pbtxt(
     instances: int | None = None,
     threads: int | None = None,
     aim: Aim | None = "throughput",
+    warmup: Sequence[int] = (),
+    response_cache: bool = False,
 ) -> str:
     """The text of ``config.pbtxt`` for the artifact that is served.
 
@@ -54,6 +63,9 @@ def config_pbtxt(
             of the machine that serves among its copies, and the native one takes the cores of this machine.
         aim: what the manifest's plan is followed for; None leaves it aside. Given instances or threads take both out
             of the plan, and leave it the form and the batching.
+        warmup: tokens of the golden windows whose tensors lie in the model's folder (`warmup_windows`); without any,
+            Triton warms up with one window of zeros.
+        response_cache: whether Triton may answer from its cache, if it was started with one (``--cache-config``).
 
     Raises:
         ExportError: the manifest publishes no artifact.
@@ -105,17 +117,21 @@ def config_pbtxt(
             "execution_mode": "0",
         }
     lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
-    lines += [
-        "model_warmup [ {",
-        '  name: "one window"',
-        "  batch_size: 1",
-        *(
-            f'  inputs {{ key: "{tensor.name}" value {{ data_type: {_TYPES[tensor.dtype]} '
-            f"dims: [ {manifest.text.max_tokens} ] zero_data: true }} }}"
-            for tensor in manifest.signature.inputs
-        ),
-        "} ]",
-    ]
+    if response_cache:
+        lines.append("response_cache { enable: true }")
+    for tokens in warmup or (manifest.text.max_tokens,):
+        lines += [
+            "model_warmup [ {",
+            f'  name: "{f"a golden window of {tokens} tokens" if warmup else "one window"}"',
+            "  batch_size: 1",
+            *(
+                f'  inputs {{ key: "{tensor.name}" value {{ data_type: {_TYPES[tensor.dtype]} dims: [ {tokens} ] '
+                + (f'input_data_file: "{_warmup_file(tokens, tensor)}"' if warmup else "zero_data: true")
+                + " } }"
+                for tensor in manifest.signature.inputs
+            ),
+            "} ]",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -127,13 +143,14 @@ def write_repository(
     instances: int | None = None,
     threads: int | None = None,
     aim: Aim | None = "throughput",
+    response_cache: bool = False,
 ) -> Path:
     """Writes or replaces the model's folder in a Triton repository, whole or not at all.
 
     Args:
         bundle: publishes the artifact to serve, unless its plan chose another.
         repository: folder of models; other models in it are left as they are.
-        backend, instances, threads, aim: see `config_pbtxt`.
+        backend, instances, threads, aim, response_cache: see `config_pbtxt`.
 
     Returns:
         the model's folder: ``<repository>/<name>``, of a kept version ``<repository>/<name>@<version>``.
@@ -146,7 +163,17 @@ def write_repository(
     form, _ = _served(manifest, aim)
     artifact = manifest.artifacts[form]
     name = triton_name(bundle.root, manifest)
-    config = config_pbtxt(manifest, name=name, backend=backend, instances=instances, threads=threads, aim=aim)
+    windows = warmup_windows(bundle)
+    config = config_pbtxt(
+        manifest,
+        name=name,
+        backend=backend,
+        instances=instances,
+        threads=threads,
+        aim=aim,
+        warmup=list(windows),
+        response_cache=response_cache,
+    )
     bundle.verify([form])
     repository.mkdir(parents=True, exist_ok=True)
     target = repository / name
@@ -164,11 +191,34 @@ def write_repository(
             shutil.copyfile(_SCRIPT, folder / "model.py")
         for file, labels in _label_files(manifest.task).items():
             (new / file).write_text("\n".join(labels) + "\n", encoding="utf-8")
+        (new / WARMUP).mkdir()
+        for tokens, row in windows.items():
+            for tensor, values in zip(manifest.signature.inputs, (row.ids, row.types), strict=False):
+                content = np.asarray(values, dtype=np.dtype(tensor.dtype).newbyteorder("<"))
+                (new / WARMUP / _warmup_file(tokens, tensor)).write_bytes(content.tobytes())
         (new / "config.pbtxt").write_text(config, encoding="utf-8")
         if target.exists():
             target.rename(Path(scratch) / "old")
         new.rename(target)
     return target
+
+
+def warmup_windows(bundle: Bundle) -> dict[int, WindowRow]:
+    """Golden windows that a model is warmed up with: the shortest, one of middling length and the longest.
+
+    Returns:
+        tokens → the window, with int64 (tokens,) ids and token types.
+    """
+    encoder = Encoder.of(bundle)
+    rows = read_golden(bundle.path(bundle.manifest.golden.file))
+    windows = [window for row in rows for window in encoder.rows(encoder.encode(row.text, row.pair, truncate=True))]
+    by_length = {len(window.ids): window for window in windows}
+    lengths = sorted(by_length)
+    return {tokens: by_length[tokens] for tokens in sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})}
+
+
+def _warmup_file(tokens: int, tensor: Tensor) -> str:
+    return f"{tokens}.{tensor.name}"
 
 
 def _served(manifest: Manifest, aim: Aim | None) -> tuple[str, Setup | None]:

@@ -36,6 +36,12 @@ class Settings(BaseSettings):
         Path("model_repository"),
         description="Folder that `make export` wrote for the Triton that is started here.",
     )
+    triton_cache_mib: int = Field(
+        0,
+        ge=0,
+        description="MiB of the response cache of the Triton started here, for models exported with --response-cache; "
+        "0: none.",
+    )
     default_model: str = Field(
         "", description="Model that routes without a name in them ask (/predict, POST /); empty: the only one served."
     )

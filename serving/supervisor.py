@@ -44,9 +44,13 @@ class Supervisor:
         threads: intra-op threads of each model, shared by its instances, in place of what its configuration says; 0
             leaves it at that.
         start_seconds: how long a start may take.
+        cache_mib: MiB of Triton's response cache, for the models that were exported with one; 0 starts without it.
     """
 
-    def __init__(self, repository: Path, log_folder: Path, threads: int, start_seconds: float) -> None:
+    def __init__(
+        self, repository: Path, log_folder: Path, threads: int, start_seconds: float, cache_mib: int = 0
+    ) -> None:
+        self._cache_mib = cache_mib
         self.repository, self._threads, self._start_seconds = repository.resolve(), threads, start_seconds
         self.log_file = log_folder.resolve() / "triton.log"
         # What a restart loads.
@@ -111,6 +115,11 @@ class Supervisor:
             shutil.rmtree(self._backends, ignore_errors=True)
             self._backends = None
 
+    def _cache(self, wheel: Path) -> list[str]:
+        if not self._cache_mib:
+            return []
+        return [f"--cache-directory={wheel / 'caches'}", f"--cache-config=local,size={self._cache_mib << 20}"]
+
     async def _launch(self) -> None:
         self._ports = _free_ports(self._ports)
         grpc, http, metrics = self._ports
@@ -124,6 +133,7 @@ class Supervisor:
             f"--backend-directory={self._backends}",
             # A prefix of its own, so that what a killed server leaves in shared memory can be told and removed.
             f"--backend-config=python,shm-region-prefix-name={self._memory_prefix}",
+            *self._cache(wheel),
             "--disable-auto-complete-config",
             f"--exit-timeout-secs={EXIT_SECONDS}",
             "--allow-gpu-metrics=false",

@@ -82,7 +82,13 @@ def make_engine(settings: Settings) -> Engine:
 
     if settings.triton_url:
         return TritonEngine(settings.triton_url, None, settings.timeout_seconds, settings.start_seconds)
-    supervisor = Supervisor(settings.model_repository, settings.log_folder, settings.threads, settings.start_seconds)
+    supervisor = Supervisor(
+        settings.model_repository,
+        settings.log_folder,
+        settings.threads,
+        settings.start_seconds,
+        settings.triton_cache_mib,
+    )
     return TritonEngine("", supervisor, settings.timeout_seconds, settings.start_seconds)
 
 

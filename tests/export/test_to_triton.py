@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bundle.errors import ChecksumMismatch, ExportError
+from bundle.golden import read_golden
 from bundle.plan import this_machine
 from export.to_triton import config_pbtxt, write_repository
 from tests.serving.tiny_bundle import make_bundle, with_plan
@@ -137,8 +139,39 @@ def test_writing_again_replaces_the_model_and_leaves_the_others(tmp_path: Path) 
     )
 
     assert {path.name for path in repository.iterdir()} == {"other", "news"}
-    assert {path.name for path in folder.iterdir()} == {"2", "config.pbtxt", "labels.txt"}
+    assert {path.name for path in folder.iterdir()} == {"2", "config.pbtxt", "labels.txt", "warmup"}
     assert {path.name for path in (folder / "2").iterdir()} == {"model.onnx"}
+
+
+def test_a_model_is_warmed_up_with_golden_windows_of_several_lengths(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", "news", "single-label")
+    folder = write_repository(bundle, tmp_path / "repository")
+    config = (folder / "config.pbtxt").read_text(encoding="utf-8")
+
+    lengths = [len(ids) for row in read_golden(bundle.path(bundle.manifest.golden.file)) for ids in row.ids]
+    for tokens in (min(lengths), max(lengths)):
+        assert (
+            "model_warmup [ {\n"
+            f'  name: "a golden window of {tokens} tokens"\n'
+            "  batch_size: 1\n"
+            f'  inputs {{ key: "input_ids" value {{ data_type: TYPE_INT64 dims: [ {tokens} ] '
+            f'input_data_file: "{tokens}.input_ids" }} }}\n'
+            f'  inputs {{ key: "token_type_ids" value {{ data_type: TYPE_INT64 dims: [ {tokens} ] '
+            f'input_data_file: "{tokens}.token_type_ids" }} }}\n'
+            "} ]\n"
+        ) in config
+        ids = np.frombuffer((folder / "warmup" / f"{tokens}.input_ids").read_bytes(), "<i8")
+        assert any(
+            np.array_equal(ids, window)
+            for row in read_golden(bundle.path(bundle.manifest.golden.file))
+            for window in row.ids
+        )
+
+
+def test_a_response_cache_is_asked_for_only_where_it_is_wanted(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", "news", "single-label")
+    assert "response_cache" not in config_pbtxt(bundle.manifest)
+    assert "response_cache { enable: true }\n" in config_pbtxt(bundle.manifest, response_cache=True)
 
 
 def test_a_damaged_graph_leaves_the_old_repository_as_it_was(tmp_path: Path) -> None:

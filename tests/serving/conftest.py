@@ -122,7 +122,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_bundle(places["topics"], "topics", "multi-label", seed=2),
         make_bundle(places["desk"], "desk", "multi-task"),
     ):
-        write_repository(bundle, root / "model_repository")
+        write_repository(bundle, root / "model_repository", response_cache=bundle.name == "topics")
     return root / "artifacts"
 
 
@@ -157,6 +157,7 @@ def triton_server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         tmp_path_factory.mktemp("log"),
         *options(bundles, "triton"),
         SLIPWAY_DEFAULT_MODEL="news",
+        SLIPWAY_TRITON_CACHE_MIB="8",
         SLIPWAY_GRPC_PORT=str(free_port()),
     ).until_ready()
     yield server
