@@ -64,9 +64,11 @@ def run(
 
     try:
         with _listening(settings.host, settings.port) as listener:
-            asyncio.run(serve(Gateway(settings), listener, log_level, typer.echo))
+            in_peace = asyncio.run(serve(Gateway(settings), listener, log_level, typer.echo))
     except SlipwayError as error:
         _give_up(str(error))
+    if not in_peace:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: python -m serving check --bundles artifacts/news")

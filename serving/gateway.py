@@ -85,6 +85,7 @@ class Gateway:
             for model in self.models.values():
                 self.measured[model.name] = parity = await self.check_golden(model)
                 say(f"{model.name}: {parity.rows} golden rows agree, largest difference {parity.max_abs:.1e}")
+            self.engine.watch(self.check_golden)
         except BaseException:
             await self.stop()
             raise
@@ -176,6 +177,7 @@ class Gateway:
         """
         if len(texts) > self.settings.max_texts:
             raise LimitExceeded(field, "texts", len(texts), self.settings.max_texts)
+        self.engine.check_open(model)
         answers = await self.classifier.answer(model, texts, truncate=truncate)
         self.telemetry.answered(model, answers)
         return answers

@@ -1,7 +1,8 @@
 """A gateway behind uvicorn, from the first sentence to the last: start, serve, drain, stop.
 
-The order of stopping is decided here and not by uvicorn: not ready first, then the port, then the requests in
-flight, and the engine last.
+The order of stopping is decided here and not by uvicorn: not ready first, then a time of grace in which whoever
+balances load turns away, then the port, then the requests in flight, and the engine last. A second signal ends all of
+it at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.manifest import TaskKind
 from serving.app import make_app
@@ -44,38 +47,90 @@ class Server(uvicorn.Server):
         yield
 
 
-async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: Say) -> None:
+class _Stop:
+    """What the signals ask for: the first one a stop, the second one its end."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.asked, self.hurried = asyncio.Event(), asyncio.Event()
+        self.grace = gateway.settings.drain_seconds
+        self.server: Server | None = None
+        self._gateway = gateway
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
+
+    def _signalled(self, number: int) -> None:
+        if not self.asked.is_set():
+            if number == signal.SIGINT:
+                self.grace = 0.0  # somebody at a terminal waits, and nobody balances load
+            self.asked.set()
+            return
+        self.hurried.set()
+        if self.server:
+            self.server.force_exit = True
+        self._gateway.engine.abandon()
+
+    async def first(self, *others: asyncio.Future[None], hurry: bool = False) -> None:
+        """Returns when one of the others is done, or the stop is asked for (its end, with ``hurry``)."""
+        told = asyncio.create_task(_until(self.hurried if hurry else self.asked))
+        await asyncio.wait({told, *others}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+class _Closing:
+    """ASGI middleware: while the server drains, an answer ends its connection.
+
+    So a caller that keeps connections sends its next request elsewhere, and none into one that is about to be closed.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app, self._gateway = app, gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._gateway.draining:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, closing)
+
+
+async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: Say) -> bool:
     """Starts the gateway, serves until SIGINT or SIGTERM, and stops it.
 
     Args:
         listener: a bound socket.
-        say: told what happens, for the terminal.
+        say: told what happens, for the terminal; where that is a full disk, what is told is lost and nothing else.
+
+    Returns:
+        whether all that was under way could end; False after a second signal.
 
     Raises:
         BundleError, EngineError: the gateway cannot start.
         SlipwayError: the gRPC port is taken.
     """
+    say = _whatever_becomes_of_it(say)
     begun = time.perf_counter()
     front = _grpc_front(gateway)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    stopped = loop.create_task(stop.wait())
+    stop = _Stop(gateway)
     starting = loop.create_task(gateway.start(lambda sentence: say(f"  {sentence}")))
     try:
         # A signal during the start ends it, and the engine with it.
-        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await stop.first(starting)
         if not starting.done():
             starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
             say("stopped while starting")
-            return
+            return True
         await starting
-        server = Server(
+        stop.server = server = Server(
             uvicorn.Config(
-                make_app(gateway),
+                _Closing(make_app(gateway), gateway),
                 log_config=None,
                 # What uvicorn says at info level, `serve` says itself.
                 log_level=log_level if log_level == "debug" else "warning",
@@ -91,32 +146,36 @@ async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: 
         if front:
             await front.start()
         _summary(gateway, listener, time.perf_counter() - begun, say)
-        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await stop.first(serving)
         gateway.draining = True
+        if stop.grace and not serving.done():
+            say(f"stopping in {stop.grace:g} s: not ready any more, still serving")
+            grace = loop.create_task(asyncio.sleep(stop.grace))
+            await stop.first(grace, serving, hurry=True)
+            grace.cancel()
         say("stopping: requests in flight are finished first")
-        await asyncio.sleep(gateway.settings.drain_seconds)
         server.should_exit = True
-        hurry = asyncio.Event()
-        # A second signal stops waiting for requests in flight.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _hurry, server, hurry)
         if front:
             calls = loop.create_task(front.stop(gateway.settings.stop_seconds))
-            hurried = loop.create_task(hurry.wait())
-            await asyncio.wait({calls, hurried}, return_when=asyncio.FIRST_COMPLETED)
-            hurried.cancel()
+            await stop.first(calls, hurry=True)
         await serving
     finally:
-        stopped.cancel()
         if front:
             await front.stop(0)
         await gateway.stop()
+    if stop.hurried.is_set():
+        say("stopped at once: what was under way is lost")
+        return False
     say("stopped")
+    return True
 
 
-def _hurry(server: Server, hurry: asyncio.Event) -> None:
-    server.force_exit = True
-    hurry.set()
+def _whatever_becomes_of_it(say: Say) -> Say:
+    def said(sentence: str) -> None:
+        with contextlib.suppress(OSError):
+            say(sentence)
+
+    return said
 
 
 def _grpc_front(gateway: Gateway) -> Front | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.batching import PARALLEL_CALLS
@@ -29,7 +29,8 @@ class Settings(BaseSettings):
     )
     triton_url: str = Field(
         "",
-        description="host:port of the gRPC endpoint of a Triton elsewhere; empty starts and supervises one here.",
+        description="host:port of the gRPC endpoint of a Triton elsewhere, or of several with commas between them; "
+        "empty starts and supervises one here.",
         validation_alias=AliasChoices("triton_url", "SLIPWAY_TRITON_URL", "TRITON_URL"),
     )
     model_repository: Path = Field(
@@ -82,8 +83,42 @@ class Settings(BaseSettings):
     parallel_calls: int = Field(
         PARALLEL_CALLS, ge=1, description="Engine calls that one request may have under way at a time."
     )
+    hang_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds that a silent Triton is waited for; then its calls are asked again elsewhere, and one "
+        "started here is started anew.",
+    )
+    recover_seconds: float = Field(
+        15.0,
+        ge=0,
+        description="Seconds that a request which was let in waits for a Triton to come back, to be asked again once; "
+        "beyond it 503.",
+    )
     start_seconds: float = Field(120.0, gt=0, description="Seconds that an engine may take to become ready.")
     drain_seconds: float = Field(
-        0.0, ge=0, description="Seconds between the first stop signal and closing the port; /health/ready is 503 then."
+        2.0,
+        ge=0,
+        description="Seconds of serving on after SIGTERM, with /health/ready at 503, before the port is closed; Ctrl-C "
+        "closes it at once.",
     )
-    stop_seconds: float = Field(30.0, gt=0, description="Seconds that requests in flight may take after a stop signal.")
+    stop_seconds: float = Field(
+        30.0, gt=0, description="Seconds that requests in flight may take after the port was closed."
+    )
+
+    @property
+    def triton_urls(self) -> list[str]:
+        """The endpoints in ``triton_url``, without what may stand around them."""
+        return [url for part in self.triton_url.split(",") if (url := part.strip().removeprefix("grpc://"))]
+
+    @field_validator("triton_url")
+    @classmethod
+    def _endpoints(cls, value: str) -> str:
+        urls = [part.strip().removeprefix("grpc://") for part in value.split(",")] if value.strip() else []
+        for url in urls:
+            host, _, port = url.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+                raise ValueError(f"{url!r} is not host:port")
+            if urls.count(url) > 1:
+                raise ValueError(f"{url} is named twice")
+        return value.strip()

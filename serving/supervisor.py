@@ -1,7 +1,8 @@
-"""Keeps a Triton server alive: starts it, watches it, restarts it when it dies, stops it.
+"""Keeps a Triton server alive: starts it, restarts it when it dies, stops it.
 
 The server is the real one, from the `nvidia-pytriton` wheel, whose own Python layer is not used. Knows processes and
-one HTTP probe; speaks no gRPC and knows no model beyond its name.
+one HTTP probe; speaks no gRPC and knows no model beyond its name. Whether a live server hangs, and whether one that was
+restarted computes what it should, is for the engine to find out, which sees its answers.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 from bundle.errors import EngineUnavailable
 
 log = logging.getLogger("slipway.triton")
 
-# Seconds: between two probes; for one probe; after how many failed probes in a row a live process counts as hung.
-PROBE_EVERY, PROBE_TIMEOUT, PROBE_FAILURES = 2.0, 5.0, 3
+# Seconds that the probe of a server that starts may take.
+PROBE_TIMEOUT = 5.0
 # Seconds before a restart: the first, doubled each time up to the last; forgotten after a quiet while.
 BACKOFF_FIRST, BACKOFF_LAST, BACKOFF_FORGET = 0.2, 30.0, 60.0
 # Seconds that Triton may take to finish its work after SIGTERM.
 EXIT_SECONDS = 10
 # Bytes of an old log beyond which it is put aside at the next start.
 LOG_BYTES = 20 << 20
+# Bytes of the log that are looked through for the reason of an end.
+TAIL_BYTES = 1 << 20
 
 
 class Supervisor:
@@ -45,6 +49,10 @@ class Supervisor:
             leaves it at that.
         start_seconds: how long a start may take.
         cache_mib: MiB of Triton's response cache, for the models that were exported with one; 0 starts without it.
+
+    Attributes:
+        state: what the server is doing, as the end of a sentence that begins with its name.
+        lost: called with such a sentence when the server's process ends unasked.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Supervisor:
         self._stopping = False
         self._next_try = 0.0
         self.state = "not started"
+        self.lost: Callable[[str], None] = lambda why: None
 
     @property
     def url(self) -> str:
@@ -75,8 +84,8 @@ class Supervisor:
 
     @property
     def retry_after(self) -> float:
-        """Seconds after which the server may be back: what is left of the pause, and about a second to start."""
-        return max(0.0, self._next_try - time.monotonic()) + 1.0
+        """Seconds after which the server may be back: what is left of the pause, and about two to start."""
+        return max(0.0, self._next_try - time.monotonic()) + 2.0
 
     async def start(self, models: Sequence[str]) -> None:
         """Starts the server with these models and watches it from then on.
@@ -120,6 +129,17 @@ class Supervisor:
             return []
         return [f"--cache-directory={wheel / 'caches'}", f"--cache-config=local,size={self._cache_mib << 20}"]
 
+    def kill(self) -> None:
+        """Ends the server at once, work and all; it is started anew."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def abandon(self) -> None:
+        """Ends the server at once, for good."""
+        self._stopping = True
+        self.kill()
+
     async def _launch(self) -> None:
         self._ports = _free_ports(self._ports)
         grpc, http, metrics = self._ports
@@ -142,13 +162,8 @@ class Supervisor:
             f"--http-port={http}",
             f"--metrics-port={metrics}",
         ]
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
-            self.log_file.replace(self.log_file.with_suffix(".log.1"))
         self.state = "starting"
-        with self.log_file.open("ab") as stream:
-            stream.write(f"\n# {time.strftime('%Y-%m-%d %H:%M:%S')} starting Triton\n".encode())
-            stream.flush()
+        with self._log() as stream:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-S",
@@ -163,6 +178,20 @@ class Supervisor:
                 start_new_session=True,
             )
         log.info("Triton started, process %d, gRPC on %s", self._process.pid, self.url)
+
+    def _log(self) -> BinaryIO:
+        """The log, open for more. A disk that is full or read-only costs the log and never the server."""
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
+                self.log_file.replace(self.log_file.with_suffix(".log.1"))
+            stream = self.log_file.open("ab", buffering=0)
+        except OSError as error:
+            log.error("Triton's log is lost: %s", error)
+            return Path(os.devnull).open("ab", buffering=0)
+        with contextlib.suppress(OSError):
+            stream.write(f"\n# {time.strftime('%Y-%m-%d %H:%M:%S')} starting Triton\n".encode())
+        return stream
 
     @property
     def _memory_prefix(self) -> str:
@@ -194,30 +223,23 @@ class Supervisor:
         raise EngineUnavailable(f"Triton was not ready after {self._start_seconds:g} s: {self._why()}")
 
     async def _keep_alive(self) -> None:
-        backoff, failures = BACKOFF_FIRST, 0
+        backoff = BACKOFF_FIRST
         while not self._stopping:
             born = time.monotonic()
             assert self._process is not None
-            ended = asyncio.create_task(self._process.wait())
-            try:
-                while not ended.done():
-                    await asyncio.wait({ended}, timeout=PROBE_EVERY)
-                    if not ended.done():
-                        failures = 0 if await self._probe("/v2/health/live") else failures + 1
-                        if failures >= PROBE_FAILURES:
-                            log.error("Triton has not answered %d probes and is killed", failures)
-                            break
-            finally:
-                ended.cancel()
+            # One whose start failed may still live; `_bury` ends it.
+            code = await self._process.wait() if self.state == "ready" else None
+            if self._stopping:
+                return
             self.state = "restarting"
-            code = self._process.returncode
+            self.lost("Triton is restarting")
             await self._bury()
             if time.monotonic() - born > BACKOFF_FORGET:
                 backoff = BACKOFF_FIRST
             log.error("Triton ended (exit %s); restarting in %.1f s; its log is %s", code, backoff, self.log_file)
             self._next_try = time.monotonic() + backoff
             await asyncio.sleep(backoff)
-            backoff, failures = min(backoff * 2, BACKOFF_LAST), 0
+            backoff = min(backoff * 2, BACKOFF_LAST)
             try:
                 await self._launch()
                 await self._until_ready()
@@ -251,7 +273,12 @@ class Supervisor:
 
     def _why(self) -> str:
         """The last lines of the log that tell of an error."""
-        text = self.log_file.read_text(encoding="utf-8", errors="replace").rpartition("starting Triton\n")[2]
+        # What stands in for a log where a disk is full need not be a file, nor have an end.
+        if not self.log_file.is_file():
+            return f"there is no log {self.log_file}"
+        with self.log_file.open("rb") as stream:
+            stream.seek(max(0, self.log_file.stat().st_size - TAIL_BYTES))
+            text = stream.read().decode("utf-8", "replace").rpartition("starting Triton\n")[2]
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # Triton's own format: E for an error, then the date.
         told = [line for line in lines if line.startswith("E") or "error" in line.lower()]

@@ -77,7 +77,7 @@ def test_the_client_needs_httpx_and_nothing_else() -> None:
 
 def test_one_file_of_serving_talks_to_triton_and_one_as_triton() -> None:
     users = {path.name for path, module in imports_of("serving") if module.startswith("tritonclient")}
-    assert users == {"triton_engine.py", "kserve_grpc.py"}
+    assert users == {"triton_client.py", "kserve_grpc.py"}
 
 
 def test_no_tracked_file_names_an_index_address_in_a_lock() -> None:

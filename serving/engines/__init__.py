@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from bundle.decode import FloatArray
@@ -26,6 +26,13 @@ class Engine(Protocol):
             EngineUnavailable: the engine does not start.
         """
 
+    def watch(self, prove: Callable[[ServedModel], Awaitable[object]]) -> None:
+        """From now on, what went away and came back takes calls again only when it was proved.
+
+        Args:
+            prove: passes a model's golden rows through `infer`; raises BundleError where they do not agree.
+        """
+
     async def stop(self) -> None:
         """Ends what `start` began; can be called twice, and after a failed start."""
 
@@ -42,6 +49,16 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailable: the engine cannot do so now.
+        """
+
+    def abandon(self) -> None:
+        """Ends at once what a `stop`, under way or to come, would wait for."""
+
+    def check_open(self, model: ServedModel) -> None:
+        """Whether a new request may come in; those that are in already are carried over an outage by `infer`.
+
+        Raises:
+            EngineUnavailable: the engine is away.
         """
 
     async def ready(self) -> dict[str, str]:
@@ -81,15 +98,23 @@ def make_engine(settings: Settings) -> Engine:
     from serving.supervisor import Supervisor
 
     if settings.triton_url:
-        return TritonEngine(settings.triton_url, None, settings.timeout_seconds, settings.start_seconds)
-    supervisor = Supervisor(
-        settings.model_repository,
-        settings.log_folder,
-        settings.threads,
-        settings.start_seconds,
-        settings.triton_cache_mib,
+        supervisor = None
+    else:
+        supervisor = Supervisor(
+            settings.model_repository,
+            settings.log_folder,
+            settings.threads,
+            settings.start_seconds,
+            settings.triton_cache_mib,
+        )
+    return TritonEngine(
+        settings.triton_urls,
+        supervisor,
+        timeout_seconds=settings.timeout_seconds,
+        start_seconds=settings.start_seconds,
+        hang_seconds=settings.hang_seconds,
+        recover_seconds=settings.recover_seconds,
     )
-    return TritonEngine("", supervisor, settings.timeout_seconds, settings.start_seconds)
 
 
 def feeds(model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> dict[str, IntArray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -86,11 +86,16 @@ class _Loaded:
             if call.answer.cancelled() and call in self.waiting:
                 self.waiting.remove(call)
 
+    def give_up(self, reason: str) -> None:
+        """Gives up what waits."""
+        for call in self.waiting:
+            if not call.answer.done():
+                call.answer.set_exception(EngineUnavailable(reason))
+        self.waiting.clear()
+
     async def end(self, reason: str) -> None:
         """Lets the computations end and gives up what waits."""
-        for call in self.waiting:
-            call.answer.set_exception(EngineUnavailable(reason))
-        self.waiting.clear()
+        self.give_up(reason)
         await asyncio.to_thread(self.workers.shutdown, wait=True, cancel_futures=True)
 
     def _go_on(self) -> None:
@@ -182,6 +187,18 @@ class OnnxEngine:
     async def start(self, models: Sequence[ServedModel]) -> None:
         for model in models:
             await self.load(model)
+
+    def watch(self, prove: Callable[[ServedModel], Awaitable[object]]) -> None:
+        """Nothing here can go away and come back."""
+
+    def check_open(self, model: ServedModel) -> None:
+        if self._stopped:
+            raise EngineUnavailable("the server is stopping")
+
+    def abandon(self) -> None:
+        self._stopped = True
+        for loaded in self._loaded.values():
+            loaded.give_up("the server is stopping")
 
     async def stop(self) -> None:
         self._stopped = True

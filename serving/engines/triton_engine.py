@@ -1,138 +1,171 @@
-"""A client of Triton over gRPC: the only file that imports tritonclient.
+"""The engine for traffic: one Triton or several, which may die under it.
 
-Maps what gRPC says to the project's errors, bounds every wait, and finds the server again after a restart.
+A call that was under way is asked once more, of another server or of the same one when it is back, since inference
+changes nothing. A server that was away takes calls again only after the golden rows passed through it. Which server
+gets a call is `serving.engines.endpoints`' part, how it is asked `serving.engines.triton_client`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-
-import numpy as np
-import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
-from tritonclient.utils import InferenceServerException
 
 from bundle.decode import FloatArray
 from bundle.encode import IntArray
-from bundle.errors import BundleError, EngineError, EngineTimeout, EngineUnavailable
-from bundle.folder import sha256_of
-from bundle.versions import is_kept
+from bundle.errors import BundleError, EngineError, EngineUnavailable
 from serving.catalogue import ServedModel
-from serving.engines import feeds, outputs_of
+from serving.engines.endpoints import Endpoint, Lost, Pool
+from serving.engines.triton_client import Failed, Gone, TritonClient
+from serving.engines.triton_repository import check_repository
 from serving.supervisor import Supervisor
 
-# Seconds that a question about readiness may take.
-READY_SECONDS = 1.0
-# gRPC: look for a server that went away often, since a supervised one comes back within seconds.
-_CHANNEL = [
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.max_send_message_length", triton_aio.MAX_GRPC_MESSAGE_SIZE),
-    ("grpc.max_receive_message_length", triton_aio.MAX_GRPC_MESSAGE_SIZE),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    # Neither a proxy's settings nor another gateway's channel in this process are meant here.
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-]
-_TYPES = {"int64": "INT64", "int32": "INT32"}
+log = logging.getLogger("slipway.triton")
+
+# Seconds between two questions to a server, and between two looks at one that is restarted here.
+PROBE_EVERY, LOOK_EVERY = 1.0, 0.1
+# Seconds before a server whose golden rows did not agree is proved again.
+PROVE_AGAIN = 10.0
+# Seconds before a call is asked again of a server that failed to compute it: its stub is being started anew.
+AGAIN_SECONDS = 0.5
+# Of a golden run: the one server that it is meant for, up or not.
+_ONLY: ContextVar[Endpoint | None] = ContextVar("only", default=None)
 
 
 class TritonEngine:
     """The engine for traffic: Triton merges the calls of all requests.
 
     Args:
-        url: host:port of a Triton elsewhere; empty with a supervisor.
+        urls: host:port of each Triton elsewhere; empty with a supervisor.
         supervisor: runs a Triton here, or None.
         timeout_seconds: bound of one call.
         start_seconds: how long to wait for a Triton elsewhere at the start.
+        hang_seconds: how long a silent Triton is waited for before it counts as dead.
+        recover_seconds: how long a call that was let in waits for a Triton to come back.
     """
 
     name = "triton"
 
-    def __init__(self, url: str, supervisor: Supervisor | None, timeout_seconds: float, start_seconds: float) -> None:
-        self._url, self.supervisor = url.removeprefix("grpc://").split(",")[0].strip(), supervisor
+    def __init__(
+        self,
+        urls: Sequence[str],
+        supervisor: Supervisor | None,
+        *,
+        timeout_seconds: float,
+        start_seconds: float,
+        hang_seconds: float,
+        recover_seconds: float,
+    ) -> None:
+        self._urls, self.supervisor = tuple(urls), supervisor
         self._timeout, self._start_seconds = timeout_seconds, start_seconds
-        self._client: triton_aio.InferenceServerClient | None = None
-        self._client_url = ""
+        self._hang, self._recover = hang_seconds, recover_seconds
+        self.pool = Pool(["the Triton here"] if supervisor else self._urls)
+        self._clients: dict[Endpoint, TritonClient] = {}
         # By id; those that answer, and those that were loaded beside them.
         self._models: dict[str, ServedModel] = {}
         # What was loaded at this gateway's word; a Triton elsewhere keeps what it had by itself.
         self._own: set[str] = set()
         self._rows: dict[str, int] = {}
+        self._prove: Callable[[ServedModel], Awaitable[object]] | None = None
+        self._watches: list[asyncio.Task[None]] = []
+        # When a model was found wrong on a server.
+        self._wrong: dict[tuple[Endpoint, str], float] = {}
+        # Calls that were asked a second time since the start.
+        self.repeated = 0
 
     async def start(self, models: Sequence[ServedModel]) -> None:
         self._models = {model.id: model for model in models}
         if self.supervisor:
             for model in models:
-                await asyncio.to_thread(self._check_repository, model, self.supervisor.repository)
+                await asyncio.to_thread(check_repository, model, self.supervisor.repository)
+            self.supervisor.lost = self.pool.endpoints[0].out
             await self.supervisor.start([model.triton_name for model in models])
             self._own = set(self._models)
-        await self._until_ready()
-        for model in models:
-            await self._check_model(model)
+        await self._first_up()
+
+    def watch(self, prove: Callable[[ServedModel], Awaitable[object]]) -> None:
+        self._prove = prove
+        self._watches = [
+            asyncio.create_task(self._keep(item), name=f"watch-{item.name}") for item in self.pool.endpoints
+        ]
 
     async def load(self, model: ServedModel) -> None:
         if self.supervisor:
-            await asyncio.to_thread(self._check_repository, model, self.supervisor.repository)
-        # One that is there already needs no order, and a Triton that polls its folder takes none.
-        if await self._why_not(model):
-            await self._order_load(model)
-            self._own.add(model.id)
-        try:
-            await self._check_model(model)
-        except BundleError:
-            await self.unload(model)
-            raise
+            await asyncio.to_thread(check_repository, model, self.supervisor.repository)
+        if not self._up():
+            raise EngineUnavailable(self.pool.endpoints[0].why, self._retry_after)
+        for endpoint in self._up():
+            await self._order(endpoint, model)
+            try:
+                await self._check_model(endpoint, model)
+            except BundleError:
+                await self.unload(model)
+                raise
         self._models[model.id] = model
         self._tell_supervisor()
 
     async def unload(self, model: ServedModel) -> None:
         self._models.pop(model.id, None)
+        self._rows.pop(model.id, None)
         self._tell_supervisor()
         if model.id in self._own:
-            with self._told():
-                await (await self._connected()).unload_model(model.triton_name, client_timeout=self._start_seconds)
+            for endpoint in self._up():
+                await (await self._connected(endpoint)).unload(model, self._start_seconds)
             self._own.discard(model.id)
 
     async def stop(self) -> None:
-        if self._client:
-            client, self._client = self._client, None
-            await client.close()
+        self.pool.close()
+        for task in self._watches:
+            task.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches = []
+        for endpoint in list(self._clients):
+            await self._disconnect(endpoint)
         if self.supervisor:
             await self.supervisor.stop()
 
+    def abandon(self) -> None:
+        self.pool.close()
+        if self.supervisor:
+            self.supervisor.abandon()
+
+    def check_open(self, model: ServedModel) -> None:
+        if why := self.pool.why_not(model.id):
+            raise EngineUnavailable(why, self._retry_after)
+
     async def ready(self) -> dict[str, str]:
-        if self.supervisor and self.supervisor.state != "ready":
-            return dict.fromkeys(self._models, f"Triton is {self.supervisor.state}")
-        models = list(self._models.values())
-        answers = await asyncio.gather(*(self._why_not(model) for model in models))
-        return {model.id: why for model, why in zip(models, answers, strict=True) if why}
+        up = self._up()
+        for endpoint, found in zip(up, await asyncio.gather(*map(self._asked, up)), strict=True):
+            if isinstance(found, EngineError):
+                self._noted(endpoint, found)
+            else:
+                # What it lacks now; what it has again is believed only after the proof.
+                endpoint.lacking = found | endpoint.lacking
+        return {name: why for name in self._models if (why := self.pool.why_not(name))}
 
     async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
-        if self.supervisor and self.supervisor.state != "ready":
-            raise self._away()
-        inputs = []
-        for tensor, (name, values) in zip(
-            model.manifest.signature.inputs, feeds(model, input_ids, token_type_ids).items(), strict=True
-        ):
-            item = triton.InferInput(name, list(values.shape), _TYPES[tensor.dtype])
-            item.set_data_from_numpy(values.astype(tensor.dtype, copy=False))
-            inputs.append(item)
-        outputs = outputs_of(model)
-        with self._told():
-            result = await (await self._connected()).infer(
-                model.triton_name,
-                inputs,
-                model_version=str(model.manifest.version),
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                client_timeout=self._timeout,
-            )
-        return tuple(np.asarray(result.as_numpy(name), dtype=np.float32) for name in outputs)
+        if only := _ONLY.get():
+            try:
+                return await self._call(only, model, input_ids, token_type_ids)
+            except Lost as lost:
+                raise EngineUnavailable(lost.why) from lost
+        endpoint = await self._some(model)
+        try:
+            return await self._call(endpoint, model, input_ids, token_type_ids)
+        except Lost as lost:
+            log.warning("a call of %s is asked again: %s", model.id, lost.why)
+        # Once only, so that a text which ends servers does not go round among them.
+        self.repeated += 1
+        again = await self._some(model, avoid=endpoint)
+        if again is endpoint:
+            await asyncio.sleep(AGAIN_SECONDS)
+        try:
+            return await self._call(again, model, input_ids, token_type_ids)
+        except Lost as lost:
+            raise EngineUnavailable(lost.why, self._retry_after) from lost
 
     def rows_per_call(self, model: ServedModel) -> int:
         return self._rows.get(model.id, 1)
@@ -140,124 +173,235 @@ class TritonEngine:
     def describe(self) -> str:
         if self.supervisor:
             return f"Triton from pip, process {self.supervisor.pid}, log in {_short(self.supervisor.log_file)}"
-        return f"Triton at {self._url}"
+        return f"Triton at {', '.join(self._urls)}"
 
-    async def _connected(self) -> triton_aio.InferenceServerClient:
-        """The client, made anew when the supervised server had to take another port."""
-        url = self.supervisor.url if self.supervisor else self._url
-        if self._client is None or url != self._client_url:
-            old, self._client_url = self._client, url
-            self._client = triton_aio.InferenceServerClient(url, channel_args=_CHANNEL)
-            if old:
-                await old.close()
-        return self._client
+    def _up(self) -> list[Endpoint]:
+        return [item for item in self.pool.endpoints if item.state == "up"]
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turns what gRPC raises into the project's errors."""
+    @property
+    def _retry_after(self) -> float:
+        return self.supervisor.retry_after if self.supervisor else 1.0
+
+    async def _some(self, model: ServedModel, avoid: Endpoint | None = None) -> Endpoint:
+        """A server for a call, waited for if need be.
+
+        Raises:
+            EngineUnavailable: none came back in time.
+        """
+        if endpoint := await self.pool.wait(model.id, self._recover, avoid):
+            return endpoint
+        raise EngineUnavailable(self.pool.why_not(model.id) or "Triton does not answer", self._retry_after)
+
+    async def _call(
+        self, endpoint: Endpoint, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray
+    ) -> tuple[FloatArray, ...]:
+        """One call of one server.
+
+        Raises:
+            Lost: it may be asked again.
+            EngineUnavailable, EngineTimeout: asking again would not help.
+        """
+        client = await self._connected(endpoint)
+        endpoint.asks(model.id)
         try:
-            yield
-        except InferenceServerException as error:
-            raise self._translated(error) from error
+            found = await endpoint.run(input_ids.size, client.infer(model, input_ids, token_type_ids))
+        except Gone as gone:
+            # Of an older connection this says nothing about the server that is there now.
+            if self._clients.get(endpoint) is client:
+                endpoint.out(gone.reason)
+            raise Lost(gone.reason) from gone
+        except Failed as failed:
+            endpoint.hears(model.id)
+            raise Lost(failed.reason) from failed
+        endpoint.hears(model.id)
+        return found
 
-    def _translated(self, error: InferenceServerException) -> Exception:
-        status, message = str(error.status() or ""), str(error.message() or "")
-        if status.endswith("DEADLINE_EXCEEDED"):
-            return EngineTimeout(self._timeout)
-        if status.endswith("INVALID_ARGUMENT"):
-            # The gateway made the tensors, so this is a fault of ours and no state of the engine.
-            return RuntimeError(f"Triton refuses the tensors: {message}")
-        if "queue" in message.lower():
-            return EngineUnavailable("Triton's queue is full")
-        if self.supervisor and self.supervisor.state != "ready":
-            return self._away()
-        if status.endswith(("UNAVAILABLE", "CANCELLED")):
-            return EngineUnavailable("Triton does not answer")
-        return EngineUnavailable("Triton failed to compute the answer")
+    async def _connected(self, endpoint: Endpoint) -> TritonClient:
+        """The client of a server, made anew when a supervised one had to take another port."""
+        url = self.supervisor.url if self.supervisor else endpoint.name
+        client = self._clients.get(endpoint)
+        if client is None or client.url != url:
+            await self._disconnect(endpoint)
+            client = self._clients[endpoint] = TritonClient(url, self._timeout, self._away)
+        return client
 
-    def _away(self) -> EngineUnavailable:
-        assert self.supervisor
-        return EngineUnavailable(f"Triton is {self.supervisor.state}", self.supervisor.retry_after)
+    async def _disconnect(self, endpoint: Endpoint) -> None:
+        if client := self._clients.pop(endpoint, None):
+            await client.close()
 
-    async def _until_ready(self) -> None:
+    def _away(self) -> str:
+        """What the supervised server is doing while it is not ready."""
+        return f"Triton is {self.supervisor.state}" if self.supervisor and self.supervisor.state != "ready" else ""
+
+    async def _first_up(self) -> None:
+        """Returns when one server can answer for every model; the others are let in by `_keep` when they can."""
         deadline = asyncio.get_running_loop().time() + self._start_seconds
-        while reasons := await self.ready():
+        while True:
+            reasons: list[Exception] = []
+            for endpoint in self.pool.endpoints:
+                try:
+                    lacking = await (await self._connected(endpoint)).lacking(list(self._models.values()))
+                    for name, why in lacking.items():
+                        raise EngineUnavailable(f"{name}: {why}")
+                    for model in self._models.values():
+                        await self._check_model(endpoint, model)
+                except (EngineError, BundleError) as error:
+                    reasons.append(error)
+                else:
+                    endpoint.up()
+                    return
+            wrong = [item for item in reasons if isinstance(item, BundleError)]
+            if len(wrong) == len(reasons):
+                raise wrong[0]
             if self.supervisor or asyncio.get_running_loop().time() > deadline:
-                name, why = next(iter(reasons.items()))
-                raise EngineUnavailable(f"Triton at {self._client_url}: {name}: {why}")
+                where = self.supervisor.url if self.supervisor else ", ".join(self._urls)
+                raise EngineUnavailable(f"Triton at {where}: {reasons[0]}")
             await asyncio.sleep(0.5)
 
-    async def _why_not(self, model: ServedModel) -> str:
-        try:
-            with self._told():
-                client = await self._connected()
-                name, version = model.triton_name, str(model.version)
-                if await client.is_model_ready(name, version, client_timeout=READY_SECONDS):
-                    return ""
-                return f"Triton has not loaded version {version}"
-        except EngineTimeout:
-            return "Triton does not answer"
-        except EngineError as error:
-            return str(error)
+    async def _keep(self, endpoint: Endpoint) -> None:
+        """Asks a server again and again whether it is there, puts it out and lets it in."""
+        while True:
+            try:
+                if endpoint.state == "out":
+                    await asyncio.sleep(LOOK_EVERY if self.supervisor else PROBE_EVERY)
+                    if self._away():
+                        endpoint.out(self._away())
+                    elif not await self._let_in(endpoint):
+                        await asyncio.sleep(PROVE_AGAIN)
+                else:
+                    await asyncio.sleep(PROBE_EVERY)
+                    await self._look_at(endpoint)
+            except Exception:
+                # Whatever it was: a server that nobody looks at would stay out, or in, for ever.
+                log.exception("watching %s failed", endpoint.name)
+                await asyncio.sleep(PROBE_EVERY)
 
-    async def _order_load(self, model: ServedModel) -> None:
-        client = await self._connected()
+    async def _look_at(self, endpoint: Endpoint) -> None:
+        loop = asyncio.get_running_loop()
+        found = await self._asked(endpoint)
+        if isinstance(found, EngineError):
+            self._noted(endpoint, found)
+        elif endpoint.state != "out":
+            kept = {name: why for name, why in endpoint.lacking.items() if loop.time() < self._again(endpoint, name)}
+            back = [
+                self._models[name] for name in endpoint.lacking if name in self._models and name not in found | kept
+            ]
+            endpoint.up(kept | found | await self._proved(endpoint, back))
+            if stuck := endpoint.unanswered(self._timeout):
+                await self._unstick(endpoint, [self._models[name] for name in stuck if name in self._models])
+        if endpoint.state == "silent":
+            if self._up():
+                # Others can answer now; there is no need to wait for this one.
+                endpoint.drop()
+            if loop.time() - endpoint.since > self._hang:
+                log.error("%s has not answered for %g s and counts as dead", endpoint.name, self._hang)
+                await self._give_up(endpoint, endpoint.why)
+
+    async def _unstick(self, endpoint: Endpoint, models: Sequence[ServedModel]) -> None:
+        """Looks whether models that left every call unanswered can compute at all; the server itself is alive."""
         try:
-            await client.load_model(model.triton_name, client_timeout=self._start_seconds)
-        except InferenceServerException as error:
-            message = str(error.message() or "")
-            if "not allowed" in message:
-                raise BundleError(
-                    "this Triton takes no models while it runs; start it with --model-control-mode=explicit "
-                    f"--load-model=*, or restart it with {model.triton_name} in its repository"
-                ) from error
-            if str(error.status() or "").endswith(("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")):
-                raise self._translated(error) from error
-            # What follows the first line is where in a script it happened.
-            raise BundleError(f"Triton cannot load {model.triton_name}: {message.partition(chr(10))[0]}") from error
+            async with asyncio.timeout(self._hang):
+                wrong = await self._proved(endpoint, models)
+        except TimeoutError:
+            wrong = {model.id: "Triton does not compute" for model in models}
+        if wrong:
+            log.error("%s is stuck with %s", endpoint.name, ", ".join(wrong))
+            if self.supervisor:
+                await self._give_up(endpoint, "; ".join(dict.fromkeys(wrong.values())))
+            else:
+                endpoint.up(endpoint.lacking | wrong)
+
+    async def _give_up(self, endpoint: Endpoint, why: str) -> None:
+        """Puts a server out and lets the calls under way go elsewhere; one that runs here is started anew."""
+        endpoint.out(why)
+        endpoint.drop()
+        await self._disconnect(endpoint)
+        if self.supervisor:
+            self.supervisor.kill()
+
+    def _noted(self, endpoint: Endpoint, error: EngineError) -> None:
+        """What a probe that was not answered says of a server."""
+        if isinstance(error, Gone):
+            endpoint.out(error.reason)
+        elif endpoint.state == "up":
+            endpoint.silent("Triton does not answer")
+
+    async def _let_in(self, endpoint: Endpoint) -> bool:
+        """Lets a server that was out take calls, if it is there and computes what it should; False if it does not."""
+        # A channel that saw its server die waits longer and longer before it looks again.
+        await self._disconnect(endpoint)
+        found = await self._asked(endpoint)
+        if isinstance(found, EngineError):
+            endpoint.out(self._away() or "Triton does not answer")
+            return True
+        for name in list(found):
+            # It was restarted and knows nothing of what it was told to load.
+            if name in self._own and not self.supervisor:
+                with contextlib.suppress(BundleError, EngineError):
+                    await self._order(endpoint, self._models[name])
+                    del found[name]
+        there = [model for name, model in self._models.items() if name not in found]
+        lacking = found | await self._proved(endpoint, there)
+        if self._away() or len(lacking) == len(self._models):
+            endpoint.out(self._away() or "; ".join(dict.fromkeys(lacking.values())))
+            return bool(self._away())
+        endpoint.up(lacking)
+        return True
+
+    async def _proved(self, endpoint: Endpoint, models: Sequence[ServedModel]) -> dict[str, str]:
+        """Which models a server does not compute as their bundles promise, and why."""
+        wrong: dict[str, str] = {}
+        token = _ONLY.set(endpoint)
+        try:
+            for model in models:
+                try:
+                    await self._check_model(endpoint, model)
+                    if self._prove:
+                        await self._prove(model)
+                except BundleError as error:
+                    wrong[model.id] = "Triton does not compute what the bundle promises"
+                    log.error("%s does not serve %s: %s", endpoint.name, model.id, error)
+                except EngineError as error:
+                    wrong[model.id] = str(error)
+                else:
+                    continue
+                self._wrong[endpoint, model.id] = asyncio.get_running_loop().time()
+        finally:
+            _ONLY.reset(token)
+        return wrong
+
+    def _again(self, endpoint: Endpoint, name: str) -> float:
+        """Event-loop time before which a model is not proved again."""
+        return self._wrong.get((endpoint, name), -PROVE_AGAIN) + PROVE_AGAIN
+
+    async def _asked(self, endpoint: Endpoint) -> dict[str, str] | EngineError:
+        """What it lacks; no answer is none only if no call was answered in the meantime either."""
+        begun = asyncio.get_running_loop().time()
+        try:
+            found = await (await self._connected(endpoint)).lacking(list(self._models.values()))
+        except EngineError as error:
+            if endpoint.heard > begun and not isinstance(error, Gone):
+                return dict(endpoint.lacking)
+            return error
+        endpoint.heard = asyncio.get_running_loop().time()
+        return found
+
+    async def _order(self, endpoint: Endpoint, model: ServedModel) -> None:
+        """Has a server load a version that it has not; one that it has needs no order, and might not be taken."""
+        client = await self._connected(endpoint)
+        if await client.lacking([model]):
+            await client.load(model, self._start_seconds)
+            self._own.add(model.id)
 
     def _tell_supervisor(self) -> None:
         if self.supervisor:
             self.supervisor.models = [model.triton_name for model in self._models.values()]
 
-    async def _check_model(self, model: ServedModel) -> None:
-        """Compares what Triton has loaded with the manifest."""
-        with self._told():
-            client = await self._connected()
-            answer = await client.get_model_config(model.triton_name, str(model.version), client_timeout=self._timeout)
-        config = answer.config
-        graph = config.parameters["graph_sha256"].string_value if "graph_sha256" in config.parameters else ""
-        if graph and graph != model.artifact.sha256:
-            raise BundleError(
-                f"Triton serves another graph of {model.name!r} ({graph[:16]}…) than the bundle publishes "
-                f"({model.format}, {model.artifact.sha256[:16]}…); run `make export` and give Triton the new repository"
-            )
-        for kind, here, wanted in (
-            ("inputs", config.input, model.manifest.signature.inputs),
-            ("outputs", config.output, model.manifest.signature.outputs),
-        ):
-            found, named = [item.name for item in here], [tensor.name for tensor in wanted]
-            if found != named:
-                raise BundleError(f"Triton's {model.name!r} has {kind} {found}, bundle.json says {named}")
-        self._rows[model.id] = max(1, config.max_batch_size)
-
-    def _check_repository(self, model: ServedModel, repository: Path) -> None:
-        """The folder that the supervised Triton will load must hold the graph that the bundle publishes."""
-        mend = "`python -m export version`" if is_kept(model.bundle.root) else "`make export`"
-        folder = repository / model.triton_name
-        config, graph = folder / "config.pbtxt", folder / str(model.manifest.version) / "model.onnx"
-        if not config.is_file() or not graph.is_file():
-            raise BundleError(f"{folder} does not hold version {model.manifest.version}; run {mend}")
-        if 'backend: "python"' not in config.read_text(encoding="utf-8"):
-            raise BundleError(
-                f"{config} is for the native backend of NVIDIA's container, which the Triton from pip does not have; "
-                "run `make export` without that flag, or set TRITON_URL"
-            )
-        if sha256_of(graph) != model.artifact.sha256:
-            raise BundleError(
-                f"{graph} is not the graph that {model.bundle.root} publishes ({model.format}): "
-                f"the bundle is newer than the repository; run {mend}"
-            )
+    async def _check_model(self, endpoint: Endpoint, model: ServedModel) -> None:
+        """Compares what a server has loaded with the manifest."""
+        rows = await (await self._connected(endpoint)).check(model)
+        # Of several servers the smallest counts, since a call may go to any of them.
+        self._rows[model.id] = min(self._rows.get(model.id, rows), rows)
 
 
 def _short(path: Path) -> str:

@@ -35,6 +35,7 @@ class Server:
     def __init__(
         self, folder: Path, *options: str, python: str = sys.executable, cwd: Path = ROOT, **environment: str
     ) -> None:
+        self.folder = folder
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLIPWAY_", "TRITON_"))}
         inherited.pop("PYTHONPATH", None)
         self.process = subprocess.Popen(
@@ -43,7 +44,13 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**inherited, "PYTHONUNBUFFERED": "1", "SLIPWAY_LOG_FOLDER": str(folder), **environment},
+            env={
+                **inherited,
+                "PYTHONUNBUFFERED": "1",
+                "SLIPWAY_LOG_FOLDER": str(folder),
+                "SLIPWAY_DRAIN_SECONDS": "0",
+                **environment,
+            },
         )
         self.said: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
