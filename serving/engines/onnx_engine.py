@@ -23,7 +23,8 @@ from serving.catalogue import ServedModel
 from serving.engines import feeds, outputs_of
 
 
-@dataclass(frozen=True, slots=True)
+# Compared by identity: equality would compare arrays.
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """Some windows of one request, and where their outputs go.
 
