@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROOMS = ("finetune", "export", "serving", "triton", "loadtests", "dev")
+ROOMS = ("finetune", "export", "serving", "tracing", "triton", "loadtests", "dev")
 FLAGS = [
     *("--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
     *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_35"),

@@ -64,7 +64,9 @@ def run(
 
     try:
         with _listening(settings.host, settings.port) as listener:
-            in_peace = asyncio.run(serve(Gateway(settings), listener, log_level, typer.echo))
+            # Whoever collects JSON gets nothing else.
+            say = typer.echo if settings.log_format == "text" else logging.getLogger("slipway").info
+            in_peace = asyncio.run(serve(Gateway(settings), listener, log_level, say))
     except SlipwayError as error:
         _give_up(str(error))
     if not in_peace:
@@ -171,11 +173,13 @@ def _settings(log_level: str, **given: Any) -> Settings:
     """The settings, with the options that were given; ends the program where one is wrong."""
     from pydantic import ValidationError
 
+    from serving.logs import configure
     from serving.settings import Settings
 
     try:
-        logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        return Settings(**{key: value for key, value in given.items() if value is not None})
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+        configure(log_level, settings.log_format)
+        return settings
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         _give_up(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']} (it is {first['input']!r})")

@@ -83,7 +83,7 @@ def make_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(HTTPException, unrouted)
     app.add_middleware(
         Door,
-        telemetry=gateway.telemetry,
+        measuring=gateway.measuring,
         keys=gateway.keys,
         max_body_bytes=gateway.settings.max_body_bytes,
         endless=stream.PATH,

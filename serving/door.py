@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
-import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -20,11 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bundle.errors import LimitExceeded
 from serving.errors import kind_of, problem_of
 from serving.keys import Keys
-from serving.telemetry import Telemetry
+from serving.measuring import Measuring
 
 log = logging.getLogger("slipway.gateway")
-
-ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Door:
@@ -36,9 +32,9 @@ class Door:
     """
 
     def __init__(
-        self, app: ASGIApp, *, telemetry: Telemetry, keys: Keys, max_body_bytes: int, endless: re.Pattern[str]
+        self, app: ASGIApp, *, measuring: Measuring, keys: Keys, max_body_bytes: int, endless: re.Pattern[str]
     ) -> None:
-        self._app, self._telemetry, self._keys = app, telemetry, keys
+        self._app, self._measuring, self._keys = app, measuring, keys
         self._limit, self._endless = max_body_bytes, endless
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,10 +42,14 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if ID.fullmatch(given) else secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
-        begun, status, started, read = time.perf_counter(), 500, False, 0
+        call = self._measuring.begin(
+            scope["method"],
+            headers.get("x-request-id", ""),
+            headers.get("traceparent", ""),
+            headers.get("tracestate", ""),
+        )
+        scope.setdefault("state", {})["request_id"] = call.request_id
+        status, started, read = 500, False, 0
         limited = not self._endless.fullmatch(scope["path"])
 
         async def counted() -> Message:
@@ -64,10 +64,10 @@ class Door:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                leaving = MutableHeaders(scope=message)
+                leaving["X-Request-Id"], leaving["traceparent"] = call.request_id, call.traceparent
             await send(message)
 
-        self._telemetry.in_flight.inc()
         try:
             if scope["method"] == "POST":
                 self._keys.caller(headers.get("authorization"))
@@ -80,15 +80,12 @@ class Door:
         except Exception as error:
             kind = kind_of(error)
             if kind.status == 500:
-                log.exception("request %s failed", request_id)
+                log.exception("request %s failed", call.request_id)
             if started:
                 # The answer is half sent; only a broken connection can tell the caller so.
                 raise
-            self._telemetry.errors.labels(kind.name).inc()
+            self._measuring.telemetry.errors.labels(kind.name).inc()
             await problem_of(error, scope)(scope, receive, noted)
         finally:
-            self._telemetry.in_flight.dec()
-            # The route's pattern, not the path: a caller must not be able to make new time series.
             route = getattr(scope.get("route"), "path", "none")
-            self._telemetry.requests.labels(route, status).inc()
-            self._telemetry.latency.labels(route).observe(time.perf_counter() - begun)
+            self._measuring.end(call, route, status, failed=status >= 500)

@@ -25,9 +25,9 @@ from serving.catalogue import ServedModel
 from serving.classifier import Answers, Classifier, Text
 from serving.engines import Engine, make_engine
 from serving.keys import Keys
+from serving.measuring import Measuring
 from serving.running import running
 from serving.settings import Settings
-from serving.telemetry import Telemetry
 
 
 class Gateway:
@@ -35,6 +35,7 @@ class Gateway:
 
     Raises:
         KeysInvalid: the file of keys is wrong.
+        SlipwayError: spans are to be sent and the packages for it are not installed.
     """
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
@@ -42,7 +43,9 @@ class Gateway:
         self.engine = engine or make_engine(settings)
         self.models: dict[str, ServedModel] = {}
         self.measured: dict[str, Parity] = {}
-        self.telemetry = Telemetry()
+        self.measuring = Measuring(settings)
+        self.telemetry = self.measuring.telemetry
+        self.engine.watcher = self.telemetry
         self.keys = Keys(
             Path(settings.keys_file) if settings.keys_file else None,
             {"user": settings.user_key_sha256, "admin": settings.admin_key_sha256},
@@ -89,6 +92,7 @@ class Gateway:
         except BaseException:
             await self.stop()
             raise
+        self.measuring.start()
         self.started = True
 
     def _check_default(self) -> None:
@@ -101,6 +105,7 @@ class Gateway:
         self.started = False
         await self.engine.stop()
         self.classifier.close()
+        await self.measuring.stop()
 
     async def check_golden(self, model: ServedModel) -> Parity:
         """Passes a model's golden rows through the live engine.
@@ -179,7 +184,7 @@ class Gateway:
             raise LimitExceeded(field, "texts", len(texts), self.settings.max_texts)
         self.engine.check_open(model)
         answers = await self.classifier.answer(model, texts, truncate=truncate)
-        self.telemetry.answered(model, answers)
+        self.measuring.answered(model, answers)
         return answers
 
     async def not_ready(self) -> dict[str, str]:

@@ -6,8 +6,6 @@ one of the two files that import it (`docs/decisions/0006-dialects.md`), and the
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as messages
 
 from bundle.errors import ModelUnknown, RequestError, SlipwayError
-from serving.door import ID, log
+from serving.door import log
 from serving.errors import kind_of, problem_body, retry_after
 from serving.gateway import Gateway
 from serving.kserve import (
@@ -36,6 +34,8 @@ Handler = Callable[[Any, Any, Any], Awaitable[Any]]
 
 SERVICE = "inference.GRPCInferenceService"
 CALLS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+# Statuses that are no fault of the caller's.
+_OURS = ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 # Bytes of a message beside its texts: names, shapes, parameters.
 _ENVELOPE = 64 << 10
 
@@ -46,11 +46,11 @@ def _answering(work: Handler) -> Handler:
 
     async def call(front: Front, request: Any, context: Any) -> Any:
         told = dict(context.invocation_metadata() or ())
-        given = str(told.get("x-request-id", ""))
-        request_id = given if ID.fullmatch(given) else secrets.token_hex(8)
-        telemetry, begun, status = front.gateway.telemetry, time.perf_counter(), "CANCELLED"
-        context.set_trailing_metadata((("x-request-id", request_id),))
-        telemetry.in_flight.inc()
+        measuring, status = front.gateway.measuring, "CANCELLED"
+        given = (str(told.get(name, "")) for name in ("x-request-id", "traceparent", "tracestate"))
+        asked = measuring.begin("", *given)
+        ids = (("x-request-id", asked.request_id), ("traceparent", asked.traceparent))
+        context.set_trailing_metadata(ids)
         try:
             if work.__name__ == "ModelInfer":
                 front.gateway.keys.caller(told.get("authorization"))
@@ -61,17 +61,15 @@ def _answering(work: Handler) -> Handler:
             kind = kind_of(error)
             status = kind.grpc
             if kind.status == 500:
-                log.exception("request %s failed", request_id)
-            telemetry.errors.labels(kind.name).inc()
-            trailing = [("x-request-id", request_id)]
+                log.exception("request %s failed", asked.request_id)
+            measuring.telemetry.errors.labels(kind.name).inc()
+            trailing = list(ids)
             if (seconds := retry_after(error)) is not None:
                 trailing.append(("retry-after", str(seconds)))
-            detail = problem_body(error, request_id).detail
+            detail = problem_body(error, asked.request_id).detail
             return await context.abort(getattr(grpc.StatusCode, status), detail, tuple(trailing))
         finally:
-            telemetry.in_flight.dec()
-            telemetry.requests.labels(route, status).inc()
-            telemetry.latency.labels(route).observe(time.perf_counter() - begun)
+            measuring.end(asked, route, status, failed=status in _OURS)
 
     return call
 

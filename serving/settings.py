@@ -59,6 +59,24 @@ class Settings(BaseSettings):
         "", description="SHA-256 (hex) of a key for the admin routes, which are off (403) without one."
     )
     log_folder: Path = Field(Path("artifacts/logs"), description="Folder for the log of the supervised Triton.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text: lines for people; json: one object a line, with request and trace id."
+    )
+    log_requests: bool = Field(False, description="Whether each request is logged: route, status, times, windows.")
+    log_texts: bool = Field(
+        False,
+        description="Whether logged requests show their texts; else no text is ever logged.",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Base URL of an OTLP receiver (HTTP) that gets a trace of each request; empty sends none. "
+        "Needs the extra `tracing`.",
+        validation_alias=AliasChoices("otlp_endpoint", "SLIPWAY_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    )
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of requests that are traced where the caller's traceparent does not say."
+    )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes; beyond it 413.")
     max_texts: int = Field(64, ge=1, description="Most texts in one request; beyond it 413.")
     max_windows: int = Field(

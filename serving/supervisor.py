@@ -49,6 +49,7 @@ class Supervisor:
             leaves it at that.
         start_seconds: how long a start may take.
         cache_mib: MiB of Triton's response cache, for the models that were exported with one; 0 starts without it.
+        otlp_endpoint: base URL of an OTLP receiver that gets Triton's spans; empty sends none.
 
     Attributes:
         state: what the server is doing, as the end of a sentence that begins with its name.
@@ -56,9 +57,15 @@ class Supervisor:
     """
 
     def __init__(
-        self, repository: Path, log_folder: Path, threads: int, start_seconds: float, cache_mib: int = 0
+        self,
+        repository: Path,
+        log_folder: Path,
+        threads: int,
+        start_seconds: float,
+        cache_mib: int = 0,
+        otlp_endpoint: str = "",
     ) -> None:
-        self._cache_mib = cache_mib
+        self._cache_mib, self._otlp = cache_mib, otlp_endpoint.rstrip("/")
         self.repository, self._threads, self._start_seconds = repository.resolve(), threads, start_seconds
         self.log_file = log_folder.resolve() / "triton.log"
         # What a restart loads.
@@ -157,6 +164,7 @@ class Supervisor:
             "--disable-auto-complete-config",
             f"--exit-timeout-secs={EXIT_SECONDS}",
             "--allow-gpu-metrics=false",
+            *self._tracing(),
             *(f"--{kind}-address=127.0.0.1" for kind in ("grpc", "http", "metrics")),
             f"--grpc-port={grpc}",
             f"--http-port={http}",
@@ -196,6 +204,13 @@ class Supervisor:
     @property
     def _memory_prefix(self) -> str:
         return f"slipway-{os.getpid()}-{id(self):x}"
+
+    def _tracing(self) -> list[str]:
+        """Options that have Triton record the calls of recorded traces, and (with such a rate) no others."""
+        if not self._otlp:
+            return []
+        url = f"opentelemetry,url={self._otlp}/v1/traces"
+        return [f"--trace-config={item}" for item in ("mode=opentelemetry", "level=TIMESTAMPS", "rate=1000000000", url)]
 
     def _environment(self) -> dict[str, str]:
         environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONHOME", "PYTHONPATH")}

@@ -110,10 +110,13 @@ class Telemetry:
                 confidence.observe(score)
         self.request_windows.labels(model).observe(together)
 
-    def computed(self, model: str, windows: int, waited: float) -> None:
-        """Records one computation of the engine: its windows, and the seconds that it waited for its turn."""
+    def computed(self, model: str, windows: int) -> None:
+        """Records one computation of the engine."""
         self.batch_windows.labels(model).observe(windows)
-        self.stages.labels(model, "queue").observe(waited)
+
+    def waited(self, model: str, seconds: float) -> None:
+        """Records that an engine call waited for its turn."""
+        self.stages.labels(model, "queue").observe(seconds)
 
     def exposition(self) -> bytes:
         """The metrics as text for a scrape."""

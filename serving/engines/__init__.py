@@ -13,10 +13,25 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 
+class Watcher(Protocol):
+    """Told what an engine does, by a thread of the engine's."""
+
+    def computed(self, model: str, windows: int) -> None:
+        """One computation of so many windows began."""
+
+    def waited(self, model: str, seconds: float) -> None:
+        """A call waited so long for its turn."""
+
+
 class Engine(Protocol):
-    """Computes logits of windows; knows no text and no HTTP."""
+    """Computes logits of windows; knows no text and no HTTP.
+
+    Attributes:
+        watcher: told of what is computed where the engine itself knows it; set before the start.
+    """
 
     name: str
+    watcher: Watcher | None
 
     async def start(self, models: Sequence[ServedModel]) -> None:
         """Loads the models and returns when each can answer.
@@ -106,6 +121,7 @@ def make_engine(settings: Settings) -> Engine:
             settings.threads,
             settings.start_seconds,
             settings.triton_cache_mib,
+            settings.otlp_endpoint,
         )
     return TritonEngine(
         settings.triton_urls,

@@ -20,7 +20,7 @@ from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineUnavailable
 from serving.catalogue import ServedModel
-from serving.engines import feeds, outputs_of
+from serving.engines import Watcher, feeds, outputs_of
 
 
 # Compared by identity: equality would compare arrays.
@@ -30,11 +30,13 @@ class _Call:
 
     Attributes:
         input_ids, token_type_ids: int64 (windows, tokens).
+        since: when it came, by the event loop's clock.
     """
 
     input_ids: IntArray
     token_type_ids: IntArray
     answer: asyncio.Future[tuple[FloatArray, ...]]
+    since: float
 
 
 class _Loaded:
@@ -43,8 +45,8 @@ class _Loaded:
     Everything but the computation itself happens on the event loop, so nothing here needs a lock.
     """
 
-    def __init__(self, model: ServedModel) -> None:
-        self.model, how = model, model.running
+    def __init__(self, model: ServedModel, watcher: Watcher | None) -> None:
+        self.model, self._watcher, how = model, watcher, model.running
         options = ort.SessionOptions()
         options.intra_op_num_threads = how.threads
         options.inter_op_num_threads = 1
@@ -78,7 +80,8 @@ class _Loaded:
 
     async def infer(self, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         """Outputs of some windows; a call that is given up before its turn is not computed."""
-        call = _Call(input_ids, token_type_ids, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        call = _Call(input_ids, token_type_ids, loop.create_future(), loop.time())
         self.waiting.append(call)
         self._go_on()
         try:
@@ -107,7 +110,11 @@ class _Loaded:
             calls = [self.waiting.popleft() for _ in range(count)]
             self.running += count
             session = self.idle.pop()
-            done = asyncio.get_running_loop().run_in_executor(self.workers, self._compute, session, calls)
+            loop = asyncio.get_running_loop()
+            if self._watcher:
+                for call in calls:
+                    self._watcher.waited(self.model.name, loop.time() - call.since)
+            done = loop.run_in_executor(self.workers, self._compute, session, calls)
             done.add_done_callback(lambda future, session=session, calls=calls: self._answer(future, session, calls))  # type: ignore[misc]
 
     def _answer(
@@ -151,6 +158,8 @@ class _Loaded:
         return [_stacked([next(every) for _ in call.input_ids], call.input_ids.shape[1]) for call in calls]
 
     def _run(self, session: ort.InferenceSession, ids: IntArray, types: IntArray) -> tuple[FloatArray, ...]:
+        if self._watcher:
+            self._watcher.computed(self.model.name, len(ids))
         found = session.run(self.outputs, feeds(self.model, ids, types))
         return tuple(np.asarray(values, dtype=np.float32) for values in found)
 
@@ -182,6 +191,7 @@ class OnnxEngine:
 
     def __init__(self, max_pending: int = 256) -> None:
         self._max_pending = max_pending
+        self.watcher: Watcher | None = None
         self._loaded: dict[str, _Loaded] = {}
         self._stopped = False
 
@@ -207,7 +217,7 @@ class OnnxEngine:
             await loaded.end("the server is stopping")
 
     async def load(self, model: ServedModel) -> None:
-        self._loaded[model.id] = await asyncio.to_thread(_Loaded, model)
+        self._loaded[model.id] = await asyncio.to_thread(_Loaded, model, self.watcher)
 
     async def unload(self, model: ServedModel) -> None:
         if loaded := self._loaded.pop(model.id, None):

@@ -22,6 +22,7 @@ from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineTimeout, EngineUnavailable
 from serving.catalogue import ServedModel
 from serving.engines import feeds, outputs_of
+from serving.tracing import outgoing
 
 # Seconds that a question about readiness may take.
 READY_SECONDS = 2.0
@@ -81,12 +82,13 @@ class TritonClient:
             item.set_data_from_numpy(values.astype(tensor.dtype, copy=False))
             inputs.append(item)
         outputs = outputs_of(model)
-        with self._told():
+        with outgoing("triton ModelInfer") as headers, self._told():
             result = await self._client.infer(
                 model.triton_name,
                 inputs,
                 model_version=str(model.version),
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                headers=headers,
                 client_timeout=self._timeout,
             )
         return tuple(np.asarray(result.as_numpy(name), dtype=np.float32) for name in outputs)

@@ -18,6 +18,7 @@ from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineError, EngineUnavailable
 from serving.catalogue import ServedModel
+from serving.engines import Watcher
 from serving.engines.endpoints import Endpoint, Lost, Pool
 from serving.engines.triton_client import Failed, Gone, TritonClient
 from serving.engines.triton_repository import check_repository
@@ -73,6 +74,7 @@ class TritonEngine:
         self._watches: list[asyncio.Task[None]] = []
         # When a model was found wrong on a server.
         self._wrong: dict[tuple[Endpoint, str], float] = {}
+        self.watcher: Watcher | None = None  # Triton counts its computations itself
         # Calls that were asked a second time since the start.
         self.repeated = 0
 

@@ -214,7 +214,7 @@ class _Answers(Response):
             for line in group:
                 self._refuse(line, error)
         else:
-            self._gateway.telemetry.answered(self._model, found)
+            self._gateway.measuring.answered(self._model, found)
             for line, answer in zip(group, found.answers, strict=True):
                 line.answer.set_result(self._line_of(line, answer))
 

@@ -76,7 +76,7 @@ class Server:
         while (line := self._lines.get(timeout=120)) is not None:
             if found := re.match(r"gRPC .* on (\S+)", line):
                 self.grpc = found[1]
-            if found := re.match(r"serving on (http://\S+);", line):
+            if found := re.search(r"serving on (http://\S+);", line):
                 self.url = found[1]
                 return self
         raise AssertionError(f"the server did not start:\n{self.output}")
