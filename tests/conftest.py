@@ -1,10 +1,15 @@
-"""The profile of the property tests, their marker ``properties``, and the count of what ran."""
+"""The profile of the property tests, their marker ``properties``, the count of what ran, and who runs what.
+
+`make test` shares the tests among two processes (pytest-xdist): the tests of a room that share what is dear to make,
+such as bundles and servers, stay together, the others are shared by file.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import is_hypothesis_test, settings
@@ -13,6 +18,8 @@ from tests.properties import PROFILE, Tally, property_files
 
 settings.load_profile(PROFILE)
 
+# Folders whose tests share fixtures of the session.
+TOGETHER = ("export", "serving")
 TALLY = pytest.StashKey[Tally]()
 BEGUN = pytest.StashKey[float]()
 
@@ -20,6 +27,8 @@ BEGUN = pytest.StashKey[float]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TALLY] = Tally()
     config.stash[BEGUN] = time.monotonic()
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Gathered())
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
@@ -27,6 +36,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tally = config.stash[TALLY]
     files = set()
     for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        item.add_marker(pytest.mark.xdist_group(place.parts[0] if place.parts[0] in TOGETHER else str(place)))
         test = getattr(item, "obj", None)
         if is_hypothesis_test(test):
             item.add_marker("properties")
@@ -42,8 +53,20 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
             item.config.stash[TALLY].whole = False
 
 
+class Gathered:
+    """In the process that shares the tests out: adds up what the others counted."""
+
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        tally, (ran, whole) = node.config.stash[TALLY], node.workeroutput["properties"] if not error else (0, False)
+        tally.ran, tally.whole = tally.ran + ran, tally.whole or whole
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if hasattr(session.config, "workeroutput"):
+        # Each process collects all tests and runs a share of them, so only the sum can be too few.
+        session.config.workeroutput["properties"] = (session.config.stash[TALLY].ran, session.config.stash[TALLY].whole)
+        return
     if (
         exitstatus == pytest.ExitCode.OK
         and session.config.stash[TALLY].too_few
