@@ -25,6 +25,7 @@ SlipwayError
 │   ├── NoForm               a dialect has no words for what this model answers
 │   └── ModelUnknown         no such model
 │       └── VersionUnknown       the model has no such version
+├── VersionRefused       a version cannot be loaded, promoted or unloaded as things stand: the reason
 ├── AccessError          who asks may not
 │   ├── KeyMissing           a key is needed and none was sent
 │   ├── KeyUnknown           what was sent is no key of this server
@@ -273,11 +274,29 @@ class ModelUnknown(RequestError):
 
 
 class VersionUnknown(ModelUnknown):
-    """The model is served, but not in this version."""
+    """The model is served, but there is no such version of it.
 
-    def __init__(self, name: str, version: str, known: Sequence[str]) -> None:
-        super().__init__(f"{name}, version {version}", [f"{name}, version {item}" for item in known])
-        self.version = version
+    Args:
+        known: the versions that there are.
+        where: which ones these are.
+
+    >>> str(VersionUnknown("news", "9", ["1", "2"]))
+    "there is no version 9 of 'news'; served here: 1, 2"
+    """
+
+    def __init__(self, name: str, version: str, known: Sequence[str], where: str = "served here") -> None:
+        self.name, self.version, self.known = name, version, tuple(known)
+        RequestError.__init__(
+            self, "version", f"there is no version {version} of {name!r}; {where}: {', '.join(known) or 'none'}"
+        )
+
+
+class VersionRefused(SlipwayError):
+    """A version cannot be loaded, promoted or unloaded as things stand; what answered before goes on answering."""
+
+    def __init__(self, name: str, version: int, reason: str) -> None:
+        self.name, self.version, self.reason = name, version, reason
+        super().__init__(f"version {version} of {name!r} is refused: {reason}")
 
 
 class AccessError(SlipwayError):

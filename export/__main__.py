@@ -388,18 +388,11 @@ def make_plan(
         journal.say(f"{bundle.name}: {root}")
         wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle)
         bundle = plan(bundle, journal, wish, force=force)
-        config = repository / bundle.name / "config.pbtxt"
-        if config.is_file():
-            from export.to_triton import write_repository
+        if (repository / bundle.name / "config.pbtxt").is_file():
+            from export.to_triton import chosen_before, write_repository
 
-            before = config.read_text(encoding="utf-8")
-            written = write_repository(
-                bundle,
-                repository,
-                backend="onnxruntime" if 'backend: "onnxruntime"' in before else "python",
-                aim=_aim(aim),
-                response_cache="response_cache { enable: true }" in before,
-            )
+            backend, cache = chosen_before(repository, bundle.name)
+            written = write_repository(bundle, repository, backend=backend, aim=_aim(aim), response_cache=cache)
             journal.say(f"    {written} follows it ({aim.value})")
     except SlipwayError as error:
         _complain(console, error)
@@ -427,6 +420,36 @@ def _aim(aim: Aims) -> Aim | None:
     if aim is Aims.NONE:
         return None
     return "latency" if aim is Aims.LATENCY else "throughput"
+
+
+@app.command(epilog="Example: python -m export version artifacts/news")
+def version(
+    folder: Annotated[Path, typer.Argument(help="An exported bundle, or the folder that holds it as bundle/.")],
+    repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
+    aim: Annotated[Aims, typer.Option(help="What the plan is followed for in Triton's files.")] = Aims.THROUGHPUT,
+) -> None:
+    """Keeps an exported bundle as a version, which later trainings leave alone, with a model of its own in Triton."""
+    from rich.console import Console
+
+    from bundle.errors import SlipwayError
+    from bundle.folder import open_bundle
+    from export.to_triton import chosen_before, write_repository
+    from export.versions import keep
+
+    console = Console()
+    try:
+        version = keep(open_bundle(bundle_folder(folder), verify=False))
+        backend, cache = chosen_before(repository, version.name)
+        written = write_repository(version, repository, backend=backend, aim=_aim(aim), response_cache=cache)
+    except SlipwayError as error:
+        _complain(console, error)
+        raise typer.Exit(1) from error
+    number = version.manifest.version
+    for line in (
+        f"{version.name}: version {number} is {version.root}; in Triton it is {written}",
+        f"Next: make serve; a running server takes it with POST /v1/admin/models/{version.name}/versions/{number}:load",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

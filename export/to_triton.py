@@ -203,6 +203,13 @@ def write_repository(
     return target
 
 
+def chosen_before(repository: Path, name: str) -> tuple[Flavour, bool]:
+    """The backend and the response cache of a model as it stands in the repository; the defaults where it does not."""
+    config = repository / name / "config.pbtxt"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return ("onnxruntime" if 'backend: "onnxruntime"' in text else "python", "response_cache { enable: true }" in text)
+
+
 def warmup_windows(bundle: Bundle) -> dict[int, WindowRow]:
     """Golden windows that a model is warmed up with: the shortest, one of middling length and the longest.
 

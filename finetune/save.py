@@ -21,6 +21,7 @@ from bundle.manifest import (
 )
 from bundle.predict import Predicted
 from bundle.rows import Row, write_rows
+from bundle.versions import home_of, next_version
 from finetune.data.splits import sample
 from finetune.prepare import Prepared, text_spec
 
@@ -77,6 +78,7 @@ def save(
     weights = _refer(folder, "paddle/model_state.pdparams")
     manifest = Manifest(
         name=prepared.recipe.name,
+        version=next_version(home_of(root)),
         made=_provenance(prepared, form),
         task=prepared.task,
         text=spec,

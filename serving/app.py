@@ -16,7 +16,7 @@ from bundle.errors import SlipwayError
 from serving.door import Door, log
 from serving.errors import METHOD, NO_ROUTE, Kind, kind_of, problem, problem_of
 from serving.gateway import Gateway
-from serving.routes import by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei
+from serving.routes import admin, by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei
 from serving.schemas import PredictRequest, Problem, refusal
 
 # The files of Swagger UI, which the package fastapi-swagger carries; nothing else of it is used.
@@ -36,6 +36,8 @@ _UNDECLARED: tuple[type[BaseModel], ...] = (
     tei.TeiPredictRequest,
     huggingface.HfRequest,
     paddlenlp.PaddleRequest,
+    admin.CanaryRequest,
+    admin.ShadowRequest,
 )
 
 
@@ -53,6 +55,7 @@ def make_app(gateway: Gateway) -> FastAPI:
     app.include_router(stream.router)
     for dialect in (kserve_v2, tei, huggingface, paddlenlp, by_name):
         app.include_router(dialect.router)
+    app.include_router(admin.router)
     app.include_router(operations.router)
     _add_docs(app)
 

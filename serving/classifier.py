@@ -21,7 +21,7 @@ from bundle.encode import Encoded, pad
 from bundle.errors import EngineTimeout, InvalidText, RequestError
 from bundle.predict import Predicted, batches, gathered, of_window
 from serving.catalogue import ServedModel
-from serving.engines import Engine
+from serving.engines import Computing
 from serving.rules import Fired
 from serving.running import UNBOUND
 
@@ -80,7 +80,7 @@ class Classifier:
         workers: threads for tokenizing and decoding of long texts.
     """
 
-    def __init__(self, engine: Engine, *, parallel_calls: int, timeout_seconds: float, workers: int) -> None:
+    def __init__(self, engine: Computing, *, parallel_calls: int, timeout_seconds: float, workers: int) -> None:
         self.engine = engine
         self._parallel, self._timeout = parallel_calls, timeout_seconds
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="text")

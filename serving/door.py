@@ -66,6 +66,8 @@ class Door:
                 status, started = message["status"], True
                 leaving = MutableHeaders(scope=message)
                 leaving["X-Request-Id"], leaving["traceparent"] = call.request_id, call.traceparent
+                if version := scope["state"].get("model_version"):
+                    leaving["X-Model-Version"] = str(version)
             await send(message)
 
         try:

@@ -58,6 +58,7 @@ TABLE: tuple[tuple[type[Exception], Kind], ...] = (
     (errors.LimitExceeded, Kind("limit-exceeded", "Limit exceeded", 413)),
     (errors.InvalidText, Kind("invalid-text", "Invalid text", 422, kserve=400, tei=(0, "Tokenizer"))),
     (errors.RequestError, Kind("invalid-request", "Invalid request", 422, kserve=400)),
+    (errors.VersionRefused, Kind("version-refused", "Version refused", 409, grpc="FAILED_PRECONDITION")),
     (errors.KeyMissing, Kind("key-missing", "Key missing", 401, grpc="UNAUTHENTICATED")),
     (errors.KeyUnknown, Kind("key-unknown", "Key unknown", 401, grpc="UNAUTHENTICATED")),
     (errors.AccessError, Kind("not-allowed", "Not allowed", 403, grpc="PERMISSION_DENIED")),

@@ -23,11 +23,14 @@ from bundle.manifest import Parity
 from serving import catalogue
 from serving.catalogue import ServedModel
 from serving.classifier import Answers, Classifier, Text
-from serving.engines import Engine, make_engine
+from serving.decisions import Decisions, file_of
+from serving.engines import Computing, Engine, make_engine
 from serving.keys import Keys
 from serving.measuring import Measuring
 from serving.running import running
 from serving.settings import Settings
+from serving.shadow import Behind, Shadow, Traffic
+from serving.versions import Versions
 
 
 class Gateway:
@@ -58,6 +61,30 @@ class Gateway:
         )
         self.started = False
         self.draining = False
+        self._beside = self._classifier(self.engine)
+        self.traffic = Traffic()
+        self._decisions = Decisions(file_of(settings.versions_file, settings.bundles))
+        self.versions = Versions(
+            self.models,
+            self.engine,
+            self._decisions,
+            opened=self._opened,
+            checked=lambda model: self.check_golden(model, self._beside),
+            shadowed=self._shadowed,
+            patience=settings.timeout_seconds,
+        )
+
+    def _classifier(self, engine: Computing) -> Classifier:
+        """One that leaves the engine to others as far as it can: one call at a time."""
+        return Classifier(engine, parallel_calls=1, timeout_seconds=self.settings.timeout_seconds, workers=1)
+
+    def _opened(self, home: Path, name: str, number: int) -> ServedModel:
+        bundle = catalogue.open_kept(home, name, number)
+        how = running(bundle.manifest, self.settings)
+        return catalogue.checked(bundle, self.settings.max_windows, self.settings.rules, how)
+
+    def _shadowed(self, first: ServedModel, second: ServedModel) -> Shadow:
+        return Shadow(first, second, self._classifier(Behind(self.engine, self.traffic)), self.telemetry)
 
     async def start(self, say: Callable[[str], None] = lambda sentence: None) -> None:
         """Loads the bundles, starts the engine and passes the golden rows through it.
@@ -70,14 +97,17 @@ class Gateway:
             EngineUnavailable: the engine does not start.
         """
         say(f"reading bundles under {self.settings.bundles}")
-        self.models = await asyncio.to_thread(
+        self._decisions.read()
+        models = await asyncio.to_thread(
             catalogue.load,
             self.settings.bundles,
             lambda sentence: say(f"skipped: {sentence}"),
+            decided={name: made.serving for name, made in self._decisions.made.items()},
             max_windows=self.settings.max_windows,
             rules=self.settings.rules,
             run_as=lambda manifest: running(manifest, self.settings),
         )
+        self.models.update(models)
         for model in self.models.values():
             if model.running.told:
                 say(f"{model.name}: {model.running.told}")
@@ -92,6 +122,7 @@ class Gateway:
         except BaseException:
             await self.stop()
             raise
+        self.versions.begin(self.measured)
         self.measuring.start()
         self.started = True
 
@@ -103,18 +134,25 @@ class Gateway:
     async def stop(self) -> None:
         """Stops the engine; can be called twice."""
         self.started = False
+        await self.versions.end()
         await self.engine.stop()
         self.classifier.close()
         await self.measuring.stop()
+        self._beside.close()
 
-    async def check_golden(self, model: ServedModel) -> Parity:
+    async def check_golden(self, model: ServedModel, classifier: Classifier | None = None) -> Parity:
         """Passes a model's golden rows through the live engine.
+
+        Args:
+            classifier: computes them; by default the one that answers requests.
 
         Raises:
             GoldenMismatch: it does not reproduce them; says both sides.
         """
-        encoded = [model.encoder.encode(row.text, row.pair, truncate=True) for row in model.golden]
-        found = await self.classifier.infer(model, encoded)
+        encoded = await asyncio.to_thread(
+            lambda: [model.encoder.encode(row.text, row.pair, truncate=True) for row in model.golden]
+        )
+        found = await (classifier or self.classifier).infer(model, encoded)
         task, recorded = model.manifest.task, model.parity
         measured = compare(
             model.golden,
@@ -153,6 +191,14 @@ class Gateway:
         except KeyError:
             raise ModelUnknown(name, sorted(self.models)) from None
 
+    def choose(self, name: str, request: bytes) -> ServedModel:
+        """The version of a model that answers a request: see `serving.versions.Versions.choose`.
+
+        Raises:
+            ModelUnknown: naming those that are served.
+        """
+        return self.versions.choose(self.model(name).name, request)
+
     def default_model(self) -> ServedModel:
         """The model that is meant where a caller names none.
 
@@ -183,9 +229,17 @@ class Gateway:
         if len(texts) > self.settings.max_texts:
             raise LimitExceeded(field, "texts", len(texts), self.settings.max_texts)
         self.engine.check_open(model)
-        answers = await self.classifier.answer(model, texts, truncate=truncate)
-        self.measuring.answered(model, answers)
+        with self.traffic, self.versions.using(model):
+            answers = await self.classifier.answer(model, texts, truncate=truncate)
+        self.answered(model, texts, truncate, answers)
         return answers
+
+    def answered(self, model: ServedModel, texts: Sequence[Text], truncate: bool, answers: Answers) -> None:
+        """Counts what was answered, and has it computed by a shadow, if there is one, once the answer has left."""
+        self.measuring.answered(model, answers)
+        line = self.versions.line(model.name)
+        if line and line.shadow:
+            line.shadow.offer(model, texts, truncate, answers)
 
     async def not_ready(self) -> dict[str, str]:
         """Why models cannot answer now, by model name; empty when all can."""

@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import InvalidText, LimitExceeded, RequestError, VersionUnknown
+from bundle.errors import InvalidText, LimitExceeded, RequestError
 from bundle.manifest import Task
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Text
@@ -67,13 +67,19 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An inference request."""
+    """An inference request.
+
+    Attributes:
+        version: the one that is to answer; empty leaves it to the server.
+        raw: by which a canary's share of the requests is told from the others.
+    """
 
     model: str
     version: str
     inputs: tuple[Given, ...]
     outputs: tuple[Wanted, ...] = ()
     parameters: Mapping[str, object] = field(default_factory=dict)
+    raw: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +112,19 @@ class Column:
 
 
 def find(gateway: Gateway, name: str, version: str = "") -> ServedModel:
-    """The model of this name, and of this version where one is asked for.
+    """The model of this name, in the version that is asked for where it is loaded, else in the one that serves.
 
     Raises:
         ModelUnknown: no such model, or not this version of it.
     """
     model = gateway.model(name)
-    served = str(model.manifest.version)
-    if version and version != served:
-        raise VersionUnknown(name, version, [served])
-    return model
+    return gateway.versions.find(name, version) if version else model
+
+
+def versions_of(gateway: Gateway, model: ServedModel) -> list[str]:
+    """The versions of a model that can be asked for."""
+    line = gateway.versions.line(model.name)
+    return [str(number) for number in sorted(line.loaded)] if line else [str(model.version)]
 
 
 def inputs_of(model: ServedModel) -> list[Described]:
@@ -144,7 +153,7 @@ async def infer(gateway: Gateway, asked: Asked) -> tuple[ServedModel, list[Colum
         RequestError: no such model, tensor or option, or a text that cannot be answered.
         EngineUnavailable, EngineTimeout: no answer now.
     """
-    model = find(gateway, asked.model, asked.version)
+    model = find(gateway, asked.model, asked.version) if asked.version else gateway.choose(asked.model, asked.raw)
     wanted = _wanted(model, asked.outputs)
     options = parse_options(asked.parameters, "parameters")
     texts = _texts(model, asked.inputs, gateway.settings.max_texts)

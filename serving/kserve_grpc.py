@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as messages
 
-from bundle.errors import ModelUnknown, RequestError, SlipwayError
+from bundle.errors import EngineUnavailable, ModelUnknown, RequestError, SlipwayError
 from serving.door import log
 from serving.errors import kind_of, problem_body, retry_after
 from serving.gateway import Gateway
@@ -28,6 +28,7 @@ from serving.kserve import (
     inputs_of,
     outputs_of,
     unpacked,
+    versions_of,
 )
 
 Handler = Callable[[Any, Any, Any], Awaitable[Any]]
@@ -127,10 +128,10 @@ class Front:
     @_answering
     async def ModelReady(self, request: Any, context: Any) -> Any:
         try:
-            model = find(self.gateway, request.name, request.version)
-        except ModelUnknown:
+            await self.gateway.check_ready(find(self.gateway, request.name, request.version))
+        except (ModelUnknown, EngineUnavailable):
             return messages.ModelReadyResponse(ready=False)
-        return messages.ModelReadyResponse(ready=model.name not in await self.gateway.not_ready())
+        return messages.ModelReadyResponse(ready=True)
 
     @_answering
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
@@ -146,7 +147,7 @@ class Front:
         )
         return messages.ModelMetadataResponse(
             name=model.name,
-            versions=[str(model.manifest.version)],
+            versions=versions_of(self.gateway, model),
             platform=f"{NAME}_{model.format}",
             inputs=inputs,
             outputs=outputs,
@@ -175,7 +176,14 @@ def _asked(request: Any) -> Asked:
         inputs.append(Given(item.name, item.datatype, tuple(item.shape), values))
     wanted = [Wanted(item.name, _classes(item)) for item in request.outputs]
     parameters = {name: _value(parameter) for name, parameter in request.parameters.items()}
-    return Asked(request.model_name, request.model_version, tuple(inputs), tuple(wanted), parameters)
+    return Asked(
+        request.model_name,
+        request.model_version,
+        tuple(inputs),
+        tuple(wanted),
+        parameters,
+        request.SerializeToString(deterministic=True),
+    )
 
 
 def _classes(output: Any) -> int:

@@ -428,8 +428,17 @@ class FormatView(BaseModel):
     quality: Quality | None
 
 
+class LoadedVersion(BaseModel):
+    """A version that can be asked for."""
+
+    version: int
+    roles: list[str] = Field(description="serving, previous, canary (answers a share of the requests), shadow")
+
+
 class ModelDetail(ModelSummary):
     """A bundle's manifest as far as it concerns a caller."""
+
+    versions: list[LoadedVersion] = Field(description="those that are loaded here; an answer says which one gave it")
 
     text: TextLimits
     scores: dict[str, dict[str, JsonValue]] = Field(description="what was measured on dev and test rows")

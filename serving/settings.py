@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     admin_key_sha256: str = Field(
         "", description="SHA-256 (hex) of a key for the admin routes, which are off (403) without one."
     )
+    versions_file: str = Field(
+        "", description="File that keeps which versions were promoted; empty: versions.json in the folder of bundles."
+    )
     log_folder: Path = Field(Path("artifacts/logs"), description="Folder for the log of the supervised Triton.")
     log_format: Literal["text", "json"] = Field(
         "text", description="text: lines for people; json: one object a line, with request and trace id."

@@ -24,6 +24,7 @@ from serving.classifier import Answer, Answers
 SECONDS: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
 SECONDS += (0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
+DIFFERENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1)
 # The label of an answer that names none: a multi-label text below every threshold, a text without entities.
 NOTHING = "(none)"
 
@@ -38,6 +39,8 @@ class Telemetry:
             calls of a request, their waiting included), ``decode``, ``total``.
         queue_tokens: tokens that were admitted and are not answered yet, as admission counts them.
         refusals: what admission did not let in, by ``reason``; each is also an error of its kind.
+        shadow_texts: by ``result``: ``same`` labels and entities, ``different``, ``dropped`` (real work came first),
+            ``failed``.
         cache: lookups by ``result``: ``hit``, ``miss``, or ``joined`` (the same text was under way).
     """
 
@@ -76,6 +79,15 @@ class Telemetry:
             "slipway_confidence", "Score of an answer's best label or entity", ["model"], registry=registry
         )
 
+        # Versions of a model
+        self.versions = counter("version_texts_total", "Texts answered, by the version that did", "model", "version")
+        self.shadow_texts = counter(
+            "shadow_texts_total", "Texts that a shadow was to answer too", "model", "version", "result"
+        )
+        self.shadow_difference = histogram(
+            "shadow_score_difference", "Largest difference of a text's scores from its shadow's", DIFFERENCES, "model"
+        )
+
         # Admission and cache
         self.queue_tokens = gauge("queue_tokens", "Tokens admitted and not yet answered", "model")
         self.refusals = counter("refusals_total", "Requests that admission did not let in", "model", "reason")
@@ -95,6 +107,7 @@ class Telemetry:
         for stage, seconds in answers.seconds.items():
             self.stages.labels(model, stage).observe(seconds)
         self.texts.labels(model).inc(len(answers.answers))
+        self.versions.labels(model, str(served.version)).inc(len(answers.answers))
         windows, confidence = self.windows.labels(model), self.confidence.labels(model)
         together = 0
         for answer in answers.answers:

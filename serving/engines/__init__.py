@@ -23,8 +23,31 @@ class Watcher(Protocol):
         """A call waited so long for its turn."""
 
 
-class Engine(Protocol):
-    """Computes logits of windows; knows no text and no HTTP.
+class Computing(Protocol):
+    """Computes logits of windows; knows no text and no HTTP."""
+
+    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
+        """Logits of some windows, from one forward pass.
+
+        Args:
+            input_ids: int64 (windows, tokens), padded with the bundle's pad id.
+            token_type_ids: int64 (windows, tokens).
+
+        Returns:
+            the outputs of the model's signature in its order: float32 (windows, labels), or (windows, tokens, labels)
+            of what is said of each token.
+
+        Raises:
+            EngineUnavailable: not reachable, died, or its queue is full.
+            EngineTimeout: no answer in time.
+        """
+
+    def rows_per_call(self, model: ServedModel) -> int:
+        """Most windows in one call of `infer`."""
+
+
+class Engine(Computing, Protocol):
+    """What computes, from its start to its end, and which models it has.
 
     Attributes:
         watcher: told of what is computed where the engine itself knows it; set before the start.
@@ -54,6 +77,8 @@ class Engine(Protocol):
     async def load(self, model: ServedModel) -> None:
         """Loads one more version beside those that answer, and returns when it can answer too.
 
+        After a failure, and after a proof that fails, the caller unloads it.
+
         Raises:
             BundleError: as `start`, or the engine takes no models while it runs.
             EngineUnavailable: the engine cannot load now.
@@ -78,25 +103,6 @@ class Engine(Protocol):
 
     async def ready(self) -> dict[str, str]:
         """Why versions cannot answer now: id → reason; empty when all can. Never raises, and is quick."""
-
-    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
-        """Logits of some windows, from one forward pass.
-
-        Args:
-            input_ids: int64 (windows, tokens), padded with the bundle's pad id.
-            token_type_ids: int64 (windows, tokens).
-
-        Returns:
-            the outputs of the model's signature in its order: float32 (windows, labels), or (windows, tokens, labels)
-            of what is said of each token.
-
-        Raises:
-            EngineUnavailable: not reachable, died, or its queue is full.
-            EngineTimeout: no answer in time.
-        """
-
-    def rows_per_call(self, model: ServedModel) -> int:
-        """Most windows in one call of `infer`."""
 
     def describe(self) -> str:
         """The engine in a few words, for the start-up summary."""

@@ -99,13 +99,14 @@ class TritonEngine:
             await asyncio.to_thread(check_repository, model, self.supervisor.repository)
         if not self._up():
             raise EngineUnavailable(self.pool.endpoints[0].why, self._retry_after)
-        for endpoint in self._up():
+        up = self._up()
+        for endpoint in up:
             await self._order(endpoint, model)
-            try:
-                await self._check_model(endpoint, model)
-            except BundleError:
-                await self.unload(model)
-                raise
+            await self._check_model(endpoint, model)
+        # The caller proves what it loads; of several servers that would be one.
+        for endpoint in up if len(up) > 1 else ():
+            for why in (await self._proved(endpoint, [model])).values():
+                raise BundleError(f"{endpoint.name}: {why}")
         self._models[model.id] = model
         self._tell_supervisor()
 

@@ -7,12 +7,29 @@ from typing import Any, cast
 from pydantic import BaseModel
 from starlette.requests import Request
 
+from serving.catalogue import ServedModel
 from serving.gateway import Gateway
 
 
 def gateway_of(request: Request) -> Gateway:
     """The gateway that this application was made for."""
     return cast(Gateway, request.app.state.gateway)
+
+
+def chosen(request: Request, name: str, body: bytes) -> ServedModel:
+    """The version of a model that answers this request; every answer names it in ``X-Model-Version`` (`serving.door`).
+
+    Args:
+        name: of the model; empty for the default one.
+        body: by which a canary's share is told from the others.
+
+    Raises:
+        ModelUnknown, RequestError: no such model, or no default one.
+    """
+    gateway = gateway_of(request)
+    model = gateway.choose(name or gateway.default_model().name, body)
+    request.state.model_version = model.version
+    return model
 
 
 def reads(*bodies: type[BaseModel], **more: object) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from bundle.errors import RequestError
-from serving.routes import gateway_of, huggingface, paddlenlp, reads
+from serving.routes import chosen, gateway_of, huggingface, paddlenlp, reads
 from serving.routes.tei import responses
 from serving.schemas import parse_object
 
@@ -25,11 +25,12 @@ router = APIRouter(tags=["Hugging Face inference", "PaddleNLP SimpleServer"])
 async def ask(model: str, request: Request) -> Response:
     """`{"inputs": …}` is answered as Hugging Face's inference API does, `{"data": …}` as PaddleNLP's SimpleServer."""
     gateway = gateway_of(request)
-    body = parse_object(await request.body())
+    raw = await request.body()
+    body = parse_object(raw)
     if "data" in body:
         # From here on an error leaves in that dialect's shape.
         request.state.dialect = "paddlenlp"
-        return await paddlenlp.answered(gateway, gateway.model(model), body)
+        return await paddlenlp.answered(gateway, chosen(request, model, raw), body)
     if "inputs" not in body:
         raise RequestError("body", "the body has neither inputs (Hugging Face) nor data (PaddleNLP)")
-    return await huggingface.answered(gateway, gateway.model(model), body)
+    return await huggingface.answered(gateway, chosen(request, model, raw), body)

@@ -16,7 +16,7 @@ from bundle.errors import NoForm, RequestError
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Text
 from serving.gateway import Gateway
-from serving.routes import gateway_of, reads
+from serving.routes import chosen, gateway_of, reads
 from serving.routes.tei import needs_labels, responses
 from serving.schemas import LabelScore, Strict, parse_as, parse_object
 from serving.views import Shape, entities_of, given_first
@@ -70,8 +70,8 @@ class HfRequest(Strict):
 )
 async def ask_default(request: Request) -> Response:
     """As `/models/{model}`, of the default model."""
-    gateway = gateway_of(request)
-    return await answered(gateway, gateway.default_model(), parse_object(await request.body()))
+    body = await request.body()
+    return await answered(gateway_of(request), chosen(request, "", body), parse_object(body))
 
 
 @router.post(
@@ -83,8 +83,8 @@ async def ask_default(request: Request) -> Response:
 )
 async def ask_task(model: str, task: Task, request: Request) -> Response:
     """Needed for a multi-task model's entities; others answer what they can without being told."""
-    gateway = gateway_of(request)
-    return await answered(gateway, gateway.model(model), parse_object(await request.body()), task)
+    body = await request.body()
+    return await answered(gateway_of(request), chosen(request, model, body), parse_object(body), task)
 
 
 async def answered(

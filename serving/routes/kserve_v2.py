@@ -27,6 +27,7 @@ from serving.kserve import (
     inputs_of,
     outputs_of,
     unpacked,
+    versions_of,
 )
 from serving.routes import gateway_of, reads
 from serving.schemas import parse_as
@@ -152,14 +153,15 @@ async def ready(request: Request) -> Response:
 @router.get("/models/{model}/versions/{version}", response_model=ModelMetadata, responses=_errors(404))
 async def model_metadata(model: str, request: Request, version: str = "") -> ModelMetadata:
     """Names, types and shapes of what a model reads and answers."""
-    served = find(gateway_of(request), model, version)
+    gateway = gateway_of(request)
+    served = find(gateway, model, version)
     inputs, outputs = (
         [TensorMetadata(name=item.name, datatype=item.datatype, shape=list(item.shape)) for item in side]
         for side in (inputs_of(served), outputs_of(served))
     )
     return ModelMetadata(
         name=served.name,
-        versions=[str(served.manifest.version)],
+        versions=versions_of(gateway, served),
         platform=f"{NAME}_{served.format}",
         inputs=inputs,
         outputs=outputs,
@@ -188,15 +190,18 @@ async def model_ready(model: str, request: Request, version: str = "") -> Respon
 )
 async def infer_texts(model: str, request: Request, version: str = "") -> Response:
     """The tensor ``text`` (of a model of pairs also ``pair``) in; label, scores and the prediction as JSON out."""
-    wanted, rest = _read(await request.body(), request.headers)
+    body = await request.body()
+    wanted, rest = _read(body, request.headers)
     asked = Asked(
         model,
         version,
         _inputs(wanted, rest),
         tuple(Wanted(item.name, item.parameters.classification) for item in wanted.outputs),
         wanted.parameters,
+        body,
     )
     served, columns = await infer(gateway_of(request), asked)
+    request.state.model_version = served.version
     said = {item.name: item.parameters.binary_data for item in wanted.outputs}
     default = wanted.parameters.get("binary_data_output") is True
     head: dict[str, Any] = {"model_name": served.name, "model_version": str(served.manifest.version)}

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request, Response
 
 from bundle.decode import thresholds
 from serving.catalogue import ServedModel
-from serving.routes import gateway_of, reads
+from serving.routes import chosen, gateway_of, reads
 from serving.schemas import (
     FormatView,
+    LoadedVersion,
     ModelDetail,
     ModelList,
     ModelSummary,
@@ -61,9 +62,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
 async def predict(model: str, request: Request) -> Response:
     """Answers each text, however long: long texts are read in overlapping windows and pooled."""
     gateway = gateway_of(request)
-    served = gateway.model(model)
+    body = await request.body()
+    served = chosen(request, model, body)
     # Parsed here and not by the framework, so that no input can reach a parser without limits.
-    wanted = parse_request(await request.body())
+    wanted = parse_request(body)
     texts = wanted.texts()
     answers = await gateway.answer(served, texts, truncate=wanted.truncate)
     timing = {stage: round(seconds * 1000, 3) for stage, seconds in answers.seconds.items()}
@@ -94,8 +96,11 @@ async def describe_model(model: str, request: Request) -> ModelDetail:
     gateway = gateway_of(request)
     served = gateway.model(model)
     manifest, text = served.manifest, served.manifest.text
+    line = gateway.versions.line(served.name)
+    loaded = line.loaded if line else {}
     return ModelDetail(
         **_summary(served).model_dump(),
+        versions=[LoadedVersion(version=number, roles=line.roles(number) if line else []) for number in sorted(loaded)],
         text=TextLimits(
             max_tokens=text.max_tokens,
             overlap=text.overlap,
@@ -121,7 +126,7 @@ async def describe_model(model: str, request: Request) -> ModelDetail:
         form=manifest.made.form,
         architecture=manifest.made.architecture,
         created=manifest.made.created,
-        live=gateway.measured.get(served.name),
+        live=loaded[served.version].live if served.version in loaded else None,
     )
 
 

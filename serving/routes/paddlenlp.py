@@ -17,7 +17,7 @@ from bundle.errors import NoForm, RequestError
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Text
 from serving.gateway import Gateway
-from serving.routes import gateway_of, reads
+from serving.routes import chosen, gateway_of, reads
 from serving.schemas import Strict, parse_as, parse_object
 from serving.views import Shape, entities_of, short
 
@@ -70,8 +70,8 @@ class PaddleError(BaseModel):
 )
 async def taskflow(model: str, request: Request) -> Response:
     """One object for each text: its labels by name, or its entities by type."""
-    gateway = gateway_of(request)
-    return await answered(gateway, gateway.model(model), parse_object(await request.body()), taskflow=True)
+    body = await request.body()
+    return await answered(gateway_of(request), chosen(request, model, body), parse_object(body), taskflow=True)
 
 
 async def answered(

@@ -28,7 +28,7 @@ from serving.classifier import Answer, Text, check_texts
 from serving.door import log
 from serving.errors import kind_of, problem_body
 from serving.gateway import Gateway
-from serving.routes import gateway_of
+from serving.routes import chosen, gateway_of
 from serving.routes.native import problems
 from serving.schemas import Prediction, Problem, parse_line
 from serving.views import Shape, prediction_of
@@ -106,7 +106,8 @@ async def stream(
 ) -> Response:
     """Answers come in the order of the lines, each as soon as those before it are written. Send any number of lines."""
     gateway = gateway_of(request)
-    served = gateway.model(model)
+    # One version for all lines, which may come for hours: a later change concerns the streams after it.
+    served = chosen(request, model, request.state.request_id.encode())
     await gateway.check_ready(served)
     shape = Shape(top_k, return_windows, offset_unit)
     return _Answers(gateway, served, shape, truncate, ordered, request)
@@ -127,6 +128,10 @@ class _Answers(Response):
         self._request_id: str = request.state.request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._gateway.versions.using(self._model):
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         ahead = asyncio.Semaphore(AHEAD)
         leaving: asyncio.Queue[asyncio.Future[StreamAnswer] | None] = asyncio.Queue()
         short: asyncio.Queue[_Line | None] = asyncio.Queue()
@@ -201,9 +206,9 @@ class _Answers(Response):
 
     async def _answer(self, group: list[_Line]) -> None:
         try:
-            found = await self._gateway.classifier.answer(
-                self._model, [_text(line) for line in group], truncate=self._truncate
-            )
+            texts = [_text(line) for line in group]
+            with self._gateway.traffic:
+                found = await self._gateway.classifier.answer(self._model, texts, truncate=self._truncate)
         except RequestError as error:
             if len(group) > 1:  # one text of the group is at fault; alone, each tells for itself
                 for line in group:
@@ -214,7 +219,7 @@ class _Answers(Response):
             for line in group:
                 self._refuse(line, error)
         else:
-            self._gateway.measuring.answered(self._model, found)
+            self._gateway.answered(self._model, texts, self._truncate, found)
             for line, answer in zip(group, found.answers, strict=True):
                 line.answer.set_result(self._line_of(line, answer))
 

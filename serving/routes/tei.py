@@ -17,7 +17,7 @@ from serving.catalogue import ServedModel
 from serving.classifier import Text
 from serving.errors import TeiErrorType
 from serving.gateway import Gateway
-from serving.routes import gateway_of, reads
+from serving.routes import chosen, gateway_of, reads
 from serving.schemas import LabelScore, Strict, parse_as
 from serving.views import given_first
 
@@ -94,8 +94,7 @@ _PREDICT: dict[str, Any] = {
 )
 async def predict(request: Request) -> Response:
     """A text or a pair gets a list of labels, a batch a list of such lists."""
-    gateway = gateway_of(request)
-    return await _predicted(gateway, gateway.default_model(), await request.body())
+    return await _predicted(request, "")
 
 
 @router.post(
@@ -106,11 +105,12 @@ async def predict(request: Request) -> Response:
 )
 async def predict_by_name(model: str, request: Request) -> Response:
     """A text or a pair gets a list of labels, a batch a list of such lists."""
-    gateway = gateway_of(request)
-    return await _predicted(gateway, gateway.model(model), await request.body())
+    return await _predicted(request, model)
 
 
-async def _predicted(gateway: Gateway, model: ServedModel, body: bytes) -> Response:
+async def _predicted(request: Request, name: str) -> Response:
+    body = await request.body()
+    model = chosen(request, name, body)
     wanted = parse_as(TeiPredictRequest, body)
     if wanted.raw_scores:
         raise RequestError("raw_scores", "raw_scores is not known here: windows are pooled as probabilities")
@@ -119,7 +119,7 @@ async def _predicted(gateway: Gateway, model: ServedModel, body: bytes) -> Respo
     needs_labels(model, "/predict")
     texts, batch = texts_of(wanted.inputs)
     _check_pairs(model, texts)
-    answers = await gateway.answer(model, texts, truncate=bool(wanted.truncate))
+    answers = await gateway_of(request).answer(model, texts, truncate=bool(wanted.truncate))
     found = [given_first(model, answer) for answer in answers.answers]
     return Response(_RANKED.dump_json(found if batch else found[0]), media_type="application/json")
 

@@ -183,7 +183,7 @@ BINARY = {"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"bin
     ("pairs", {"inputs": [text("好", "坏"), text("好", name="pair")]}, 400, "they need as many"),
     ("pairs", {"inputs": [text("好"), text(" ", name="pair")]}, 400, "row[0].pair is empty"),
     ("nix", {"inputs": [text("好")]}, 404, "there is no model 'nix'"),
-    ("news/versions/2", {"inputs": [text("好")]}, 404, "served here: news, version 1"),
+    ("news/versions/2", {"inputs": [text("好")]}, 404, "no version 2 of 'news'; served here: 1"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_in_the_protocols_shape(
     http: httpx.Client, model: str, body: object, status: int, words: str
@@ -222,7 +222,7 @@ def test_routes_and_bodies_that_are_refused_before_any_route_have_the_shape_too(
 
 @pytest.mark.parametrize(("model", "version", "texts", "code", "words"), [
     ("nix", "", ["好"], "NOT_FOUND", "there is no model 'nix'"),
-    ("news", "2", ["好"], "NOT_FOUND", "there is no model 'news, version 2'"),
+    ("news", "2", ["好"], "NOT_FOUND", "there is no version 2 of 'news'"),
     ("news", "", [" "], "INVALID_ARGUMENT", "row[0].text is empty"),
     ("news", "", ["大" * 1000], "INVALID_ARGUMENT", "the limit is 8"),
     ("news", "", ["好"] * 17, "INVALID_ARGUMENT", "text has 17 texts; the limit is 16"),
