@@ -22,6 +22,7 @@ SlipwayError
 │   ├── InvalidText          not text that can be encoded, or empty
 │   ├── LimitExceeded        a count or a size above its limit
 │   ├── TextTooLong          more windows than max_windows
+│   ├── BodyTooSlow          the body did not arrive in time
 │   ├── NoForm               a dialect has no words for what this model answers
 │   └── ModelUnknown         no such model
 │       └── VersionUnknown       the model has no such version
@@ -255,6 +256,14 @@ class TextTooLong(RequestError):
             limit=limit,
             value=windows,
         )
+
+
+class BodyTooSlow(RequestError):
+    """A request's body did not arrive in time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__("body", f"the body did not arrive within {seconds:g} s; send a smaller one, or faster")
 
 
 class NoForm(RequestError):

@@ -1,4 +1,4 @@
-"""Looks up every locked package for known vulnerabilities: `make audit`, with the pip-audit that requirements/audit.txt pins.
+"""Looks up every locked package for known vulnerabilities: `make audit`, with the pip-audit of requirements/audit.txt.
 
 Exit status 0 only where every package of every lock was looked up and none is known to be vulnerable. An advisory
 service that cannot be reached, or that does not know a package, is said and is a failure: silence is no all-clear.

@@ -1,31 +1,21 @@
-"""The ASGI application around a gateway: routes, errors, and a documentation page that needs no internet."""
+"""The ASGI application around a gateway: routes, errors, what OpenAPI says, and which origins may ask."""
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
 
 from bundle.errors import SlipwayError
 from serving.door import Door, log
 from serving.errors import METHOD, NO_ROUTE, Kind, kind_of, problem, problem_of
 from serving.gateway import Gateway
-from serving.routes import admin, by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei
+from serving.routes import admin, by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei, web
 from serving.schemas import PredictRequest, Problem, refusal
-
-# The files of Swagger UI, which the package fastapi-swagger carries; nothing else of it is used.
-_ASSETS = {
-    "swagger-ui-bundle.js": "text/javascript",
-    "swagger-ui.css": "text/css",
-    "favicon-32x32.png": "image/png",
-}
-
 
 # Models that no route declares: bodies are parsed, and problems are written, outside the framework.
 _UNDECLARED: tuple[type[BaseModel], ...] = (
@@ -43,12 +33,15 @@ _UNDECLARED: tuple[type[BaseModel], ...] = (
 
 def make_app(gateway: Gateway) -> FastAPI:
     """The application of a gateway, which may be started before or after."""
+    settings = gateway.settings
     app = FastAPI(
         title="Slipway",
         summary="Text classification and entity recognition, for texts of any length.",
         version="1",
         docs_url=None,
         redoc_url=None,
+        # The framework would build such a redirect from the caller's own Host header.
+        redirect_slashes=False,
     )
     app.state.gateway = gateway
     app.include_router(native.router)
@@ -57,7 +50,8 @@ def make_app(gateway: Gateway) -> FastAPI:
         app.include_router(dialect.router)
     app.include_router(admin.router)
     app.include_router(operations.router)
-    _add_docs(app)
+    app.include_router(web.router)
+    _complete_description(app)
 
     async def refused(request: Request, error: Exception) -> Response:
         kind = kind_of(error)
@@ -88,36 +82,25 @@ def make_app(gateway: Gateway) -> FastAPI:
         Door,
         measuring=gateway.measuring,
         keys=gateway.keys,
-        max_body_bytes=gateway.settings.max_body_bytes,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+        stall_seconds=settings.stall_seconds,
         endless=stream.PATH,
     )
+    if settings.origins:
+        # Outermost, so that a page of such an origin can read refusals as well. No cookies: keys come in a header.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
+        )
     return app
 
 
-def _add_docs(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        return RedirectResponse("/docs")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="Slipway",
-            swagger_js_url="/docs/swagger-ui-bundle.js",
-            swagger_css_url="/docs/swagger-ui.css",
-            swagger_favicon_url="/docs/favicon-32x32.png",
-            # Without this, Swagger UI would send every description to an outside validator.
-            swagger_ui_parameters={"validatorUrl": None},
-        )
-
-    @app.get("/docs/{name}", include_in_schema=False)
-    async def asset(name: str) -> Response:
-        if name not in _ASSETS:
-            raise HTTPException(404)
-        with as_file(files("fastapi_swagger.resources") / name) as path:
-            return FileResponse(path, media_type=_ASSETS[name], headers={"Cache-Control": "max-age=86400"})
-
+def _complete_description(app: FastAPI) -> None:
+    """Adds the models that no route declares to what OpenAPI says."""
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -56,6 +56,7 @@ TABLE: tuple[tuple[type[Exception], Kind], ...] = (
     (errors.NoForm, Kind("no-form", "No form for this answer", 422, kserve=400, tei=(424, "Backend"))),
     (errors.TextTooLong, Kind("text-too-long", "Text too long", 413)),
     (errors.LimitExceeded, Kind("limit-exceeded", "Limit exceeded", 413)),
+    (errors.BodyTooSlow, Kind("body-too-slow", "Body too slow", 408)),
     (errors.InvalidText, Kind("invalid-text", "Invalid text", 422, kserve=400, tei=(0, "Tokenizer"))),
     (errors.RequestError, Kind("invalid-request", "Invalid request", 422, kserve=400)),
     (errors.VersionRefused, Kind("version-refused", "Version refused", 409, grpc="FAILED_PRECONDITION")),
@@ -78,6 +79,11 @@ TABLE: tuple[tuple[type[Exception], Kind], ...] = (
 INTERNAL = Kind("internal", "Internal error", 500, tei=(0, "Backend"), grpc="INTERNAL")
 NO_ROUTE = Kind("no-such-route", "No such route", 404)
 METHOD = Kind("method-not-allowed", "Method not allowed", 405)
+# Of a connection that is closed before a request is understood.
+BUSY = Kind("too-many-connections", "Too many connections", 503)
+HEADERS_LARGE = Kind("headers-too-large", "Headers too large", 431)
+HEADERS_SLOW = Kind("headers-too-slow", "Headers too slow", 408)
+NOT_HTTP = Kind("not-http", "Not HTTP", 400)
 
 # Whose route it is; a route that two dialects share says so itself, once it has read the body.
 _ROUTES: tuple[tuple[re.Pattern[str], Dialect], ...] = (
@@ -110,6 +116,8 @@ def problem_of(error: Exception, scope: Scope) -> Response:
     headers = {} if (seconds := retry_after(error)) is None else {"Retry-After": str(seconds)}
     if isinstance(error, errors.KeyMissing | errors.KeyUnknown):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.BodyTooSlow):
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     return _response(kind_of(error), problem_body(error, scope["state"]["request_id"]), dialect_of(scope), headers)
 
 

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.manifest import TaskKind
 from serving.app import make_app
+from serving.connections import guarded
 from serving.gateway import Gateway
 
 if TYPE_CHECKING:
@@ -136,6 +137,9 @@ async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: 
                 log_level=log_level if log_level == "debug" else "warning",
                 access_log=log_level == "debug",
                 lifespan="off",
+                http=guarded(gateway.settings),
+                ws="none",
+                timeout_keep_alive=gateway.settings.keep_alive_seconds,
                 timeout_graceful_shutdown=max(1, round(gateway.settings.stop_seconds)),
                 server_header=False,
             )

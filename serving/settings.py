@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,9 @@ from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.batching import PARALLEL_CALLS
+
+# An origin as a browser writes it in its header; "*" is none, so that nothing is opened to every page there is.
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -85,6 +89,32 @@ class Settings(BaseSettings):
     max_windows: int = Field(
         0, ge=0, description="Windows of one text; beyond it 413. 0 takes each bundle's own limit."
     )
+    max_connections: int = Field(
+        512, ge=1, description="Most connections open at a time; a further one gets 503 with Retry-After and is closed."
+    )
+    max_header_bytes: int = Field(
+        32 << 10, ge=1024, description="Largest request line with headers, in bytes; beyond it 431."
+    )
+    header_seconds: float = Field(
+        10.0, gt=0, description="Seconds in which a request's line and headers must arrive; beyond it 408."
+    )
+    body_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds in which a request's body must arrive; beyond it 408. A stream has no end to keep.",
+    )
+    stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that a stream's body, or the reading of an answer, may stand still; then it is cut off.",
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=1, description="Seconds for which an idle connection is kept for the caller's next request."
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins whose web pages may ask the API, with commas, such as https://app.example; empty: none.",
+    )
     timeout_seconds: float = Field(30.0, gt=0, description="Seconds that one request may take; beyond it 504.")
     aim: Literal["throughput", "latency", "none"] = Field(
         "throughput", description="What a bundle's plan is followed for; none leaves plans aside."
@@ -143,3 +173,20 @@ class Settings(BaseSettings):
             if urls.count(url) > 1:
                 raise ValueError(f"{url} is named twice")
         return value.strip()
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in _listed(value):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; name each as scheme://host or scheme://host:port")
+        return value
+
+    @property
+    def origins(self) -> list[str]:
+        """``cors_origins``, one by one."""
+        return _listed(self.cors_origins)
+
+
+def _listed(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]

@@ -1,0 +1,199 @@
+"""What a connection may cost before and after a request is understood: bytes, seconds, and how many there are.
+
+uvicorn reads headers for ever and of any size, and waits for ever for a caller who does not read. Here each connection
+has a clock and a count of what is no body: the header bombs, slow senders, slow readers and pipelining floods that a
+server meets are told so where that is still possible, and closed. How long a body may take is the door's matter
+(`serving.door`), which knows the routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.errors import BUSY, HEADERS_LARGE, HEADERS_SLOW, NOT_HTTP, Kind, problem
+from serving.settings import Settings
+
+# Requests that may wait behind the one that is being answered on the same connection.
+PIPELINED = 64
+# Bytes of chunk sizes and line ends that a byte of body may bring along, when it is sent byte by byte.
+FRAMING = 16
+# Seconds in which a connection above the limit has to ask, to be told why it is closed.
+SURPLUS_SECONDS = 1.0
+# What a header line takes beside name and value.
+LINE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one connection; see the settings of the same names."""
+
+    max_connections: int
+    max_header_bytes: int
+    header_seconds: float
+    stall_seconds: float
+
+
+class _Refused(Exception):
+    """Stops the parser."""
+
+
+class Guarded(HttpToolsProtocol):
+    """uvicorn's connection, watched."""
+
+    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits, self._seconds = limits, limits.header_seconds
+        self._reason: Kind | None = None
+        # Bytes of this request's line and headers, as parsed; and of everything that is no body, as it came.
+        self._head = self._beside = 0
+        self._clock: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        # Whether headers are under way, and whether a request's last byte is still to come.
+        self._reading = self._arriving = False
+        # Whether this connection is one too many: it is told so when it has asked something.
+        self._surplus = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._surplus = len(self.connections) > self._limits.max_connections
+        self._watch(min(SURPLUS_SECONDS, self._seconds) if self._surplus else self._seconds, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._beside += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._beside > self._limits.max_header_bytes:
+            self._refuse(HEADERS_LARGE)
+        elif not self._answering and self._clock is None and self.timeout_keep_alive_task is None:
+            # Something came that begins no request, such as an empty line; or the rest of one that is answered.
+            self._watch(self._seconds, self._late)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head = self._beside = 0
+        self._reading = self._arriving = True
+        if not self._surplus:
+            self._watch(self._seconds, self._late)
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + LINE)
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > self._limits.max_header_bytes:
+            self._reason = HEADERS_LARGE
+            raise _Refused
+
+    def on_headers_complete(self) -> None:
+        self._reading = False
+        self._unwatch()
+        if self._surplus or len(self.pipeline) >= PIPELINED:
+            self._reason = BUSY
+            raise _Refused
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        # Bounded below, so that a large body earns no right to endless trailers.
+        self._beside = max(self._beside - len(body) * (1 + FRAMING), -self._limits.max_header_bytes)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._arriving = False
+        if not self._reading:
+            self._unwatch()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._arriving and not self._reading and not self.transport.is_closing():
+            # Answered before the body was here, such as one that is too large. A caller who sends before reading
+            # gets the time of a header to come to an end; closing at once would take the answer away from them.
+            self._watch(self._seconds, self.transport.close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stall is None:
+            self._stall = self.loop.call_later(self._limits.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser stopped at: a limit of ours, or something that is no HTTP."""
+        self._refuse(self._reason or NOT_HTTP)
+
+    def _watch(self, seconds: float, then: Callable[[], None]) -> None:
+        self._unwatch()
+        self._clock = self.loop.call_later(seconds, then)
+
+    def _unwatch(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _late(self) -> None:
+        if self.flow.read_paused or self._answering:
+            # We do not read now, or an earlier request of this connection is being answered: not the caller's delay.
+            self._watch(self._seconds, self._late)
+        elif self._reading:
+            self._refuse(HEADERS_SLOW)
+        else:
+            self.transport.close()  # nothing was asked, so nothing is answered
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, kind: Kind) -> None:
+        """Says why, where no answer is under way on this connection, and closes it."""
+        if not self._answering:
+            state = {"request_id": secrets.token_hex(8)}
+            answer = problem(kind, _SENTENCES[kind.name], {"method": "", "path": "", "state": state}, _MORE[kind.name])
+            head = [b"%b: %b\r\n" % pair for pair in answer.raw_headers]
+            self.transport.write(b"".join([STATUS_LINE[kind.status], *head, b"\r\n", bytes(answer.body)]))
+        self.transport.close()
+
+
+_SENTENCES = {
+    BUSY.name: "as many connections are open, or requests are waiting on this one, as the server takes; try again",
+    HEADERS_LARGE.name: "the request's line and headers are larger than SLIPWAY_MAX_HEADER_BYTES",
+    HEADERS_SLOW.name: "the request's line and headers took longer than SLIPWAY_HEADER_SECONDS",
+    NOT_HTTP.name: "what was sent is not an HTTP/1.1 request",
+}
+_MORE = {kind.name: {"Connection": "close"} for kind in (HEADERS_LARGE, HEADERS_SLOW, NOT_HTTP)}
+_MORE[BUSY.name] = {"Connection": "close", "Retry-After": "1"}
+
+
+def guarded(settings: Settings) -> type[asyncio.Protocol]:
+    """The protocol for `uvicorn.Config(http=…)`."""
+    limits = Limits(
+        max_connections=settings.max_connections,
+        max_header_bytes=settings.max_header_bytes,
+        header_seconds=settings.header_seconds,
+        stall_seconds=settings.stall_seconds,
+    )
+    # uvicorn calls it and never looks at it as a class.
+    return cast(type[asyncio.Protocol], partial(Guarded, limits=limits))
