@@ -17,6 +17,15 @@ from serving.gateway import Gateway
 from serving.routes import admin, by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei, web
 from serving.schemas import PredictRequest, Problem, refusal
 
+# What the door answers before a route is reached; in the shape of the route's other refusals.
+_DOOR = {
+    "401": "a key is needed, or what was sent is none",
+    "408": "the body did not arrive in time",
+    "413": "the body is above its limit",
+    "429": "too many texts for this key, or too many requests; see Retry-After",
+    "503": "not now; see Retry-After",
+}
+
 # Models that no route declares: bodies are parsed, and problems are written, outside the framework.
 _UNDECLARED: tuple[type[BaseModel], ...] = (
     PredictRequest,
@@ -100,7 +109,7 @@ def make_app(gateway: Gateway) -> FastAPI:
 
 
 def _complete_description(app: FastAPI) -> None:
-    """Adds the models that no route declares to what OpenAPI says."""
+    """Adds to what OpenAPI says: the models that no route declares, and what the door answers in any route's place."""
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -110,6 +119,10 @@ def _complete_description(app: FastAPI) -> None:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        for methods in description["paths"].values():
+            if (asked := methods.get("post")) and (like := asked["responses"].get("413")):
+                for status, said in _DOOR.items():
+                    asked["responses"].setdefault(status, {**like, "description": said})
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -87,9 +87,10 @@ NOT_HTTP = Kind("not-http", "Not HTTP", 400)
 
 # Whose route it is; a route that two dialects share says so itself, once it has read the body.
 _ROUTES: tuple[tuple[re.Pattern[str], Dialect], ...] = (
-    (re.compile(r"[A-Z]+ /v2(/.*)?"), "kserve"),
-    (re.compile(r"[A-Z]+ /(predict|info|health)|POST /|[A-Z]+ /models/.*"), "tei"),
-    (re.compile(r"[A-Z]+ /taskflow/.*"), "paddlenlp"),
+    # A caller may put a line break into a path (%0A), so that a dot must mean that too.
+    (re.compile(r"[A-Z]+ /v2(/.*)?", re.DOTALL), "kserve"),
+    (re.compile(r"[A-Z]+ /(predict|info|health)|POST /|[A-Z]+ /models/.*", re.DOTALL), "tei"),
+    (re.compile(r"[A-Z]+ /taskflow/.*", re.DOTALL), "paddlenlp"),
 )
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from bundle.errors import RequestError
 from serving.routes import chosen, gateway_of, huggingface, paddlenlp, reads
-from serving.routes.tei import responses
+from serving.routes.tei import TeiError, responses
 from serving.schemas import parse_object
 
 router = APIRouter(tags=["Hugging Face inference", "PaddleNLP SimpleServer"])
@@ -16,8 +16,11 @@ router = APIRouter(tags=["Hugging Face inference", "PaddleNLP SimpleServer"])
     "/models/{model}",
     response_model=huggingface.Said | paddlenlp.PaddleResult,
     responses={
-        **responses(400, 404, 413, 422, 424, 503),
-        504: {"model": paddlenlp.PaddleError, "description": "no answer in time"},
+        status: {**said, "model": TeiError | paddlenlp.PaddleError}
+        for status, said in {
+            **responses(400, 404, 413, 422, 424, 503),
+            504: {"description": "no answer in time"},
+        }.items()
     },
     openapi_extra=reads(huggingface.HfRequest, paddlenlp.PaddleRequest),
     summary="Answer in the dialect of the body",

@@ -134,13 +134,13 @@ async def server_metadata() -> ServerMetadata:
     return ServerMetadata(name=NAME, version=VERSION, extensions=list(EXTENSIONS))
 
 
-@router.get("/health/live", summary="Is the process alive?")
+@router.get("/health/live", response_class=Response, summary="Is the process alive?")
 async def live() -> Response:
     """200 as long as the process answers at all."""
     return Response()
 
 
-@router.get("/health/ready", responses=_errors(503), summary="Can every model answer?")
+@router.get("/health/ready", response_class=Response, responses=_errors(503), summary="Can every model answer?")
 async def ready(request: Request) -> Response:
     """200 when every model can answer."""
     if reasons := await gateway_of(request).not_ready():
@@ -168,8 +168,10 @@ async def model_metadata(model: str, request: Request, version: str = "") -> Mod
     )
 
 
-@router.get("/models/{model}/ready", responses=_errors(404, 503), summary="Can this model answer?")
-@router.get("/models/{model}/versions/{version}/ready", responses=_errors(404, 503))
+@router.get(
+    "/models/{model}/ready", response_class=Response, responses=_errors(404, 503), summary="Can this model answer?"
+)
+@router.get("/models/{model}/versions/{version}/ready", response_class=Response, responses=_errors(404, 503))
 async def model_ready(model: str, request: Request, version: str = "") -> Response:
     """200 when this model can answer."""
     gateway = gateway_of(request)

@@ -167,7 +167,7 @@ def _info(gateway: Gateway, model: ServedModel) -> TeiInfo:
     )
 
 
-@router.get("/health", responses=responses(503), summary="Can every model answer?")
+@router.get("/health", response_class=Response, responses=responses(503), summary="Can every model answer?")
 async def health(request: Request) -> Response:
     """200 when every model can answer."""
     if reasons := await gateway_of(request).not_ready():
@@ -176,7 +176,12 @@ async def health(request: Request) -> Response:
     return Response()
 
 
-@router.get("/models/{model}/health", responses=responses(404, 503), summary="Can this model answer?")
+@router.get(
+    "/models/{model}/health",
+    response_class=Response,
+    responses=responses(404, 503),
+    summary="Can this model answer?",
+)
 async def health_by_name(model: str, request: Request) -> Response:
     """200 when this model can answer."""
     gateway = gateway_of(request)
