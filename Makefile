@@ -70,6 +70,9 @@ test-unit: $(READY) ## the quick part of the tests
 properties: $(READY) ## only the property tests, with twenty times the cases of `make test`, other ones each time
 	@SLIPWAY_PROPERTIES=long $(PY) -m pytest -q -m properties --durations=8
 
+fuzz: $(READY) ## thousands of generated and mutated requests against a running gateway, other ones each time
+	@SLIPWAY_PROPERTIES=long $(PY) -m pytest -q -s tests/serving/test_fuzz.py
+
 audit: .venv-audit/.ready ## look every locked package up for known vulnerabilities; fails where that cannot be done
 	@.venv-audit/bin/python requirements/audit.py
 
@@ -129,4 +132,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	@.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	@touch $@
 
-.PHONY: finetune export plan serve evaluate bench references loadtest tables test test-unit properties audit check recipes setup lock clean help
+.PHONY: finetune export plan serve evaluate bench references loadtest tables test test-unit properties fuzz audit check recipes setup lock clean help
