@@ -120,9 +120,10 @@ def _complete_description(app: FastAPI) -> None:
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
         for methods in description["paths"].values():
-            if (asked := methods.get("post")) and (like := asked["responses"].get("413")):
-                for status, said in _DOOR.items():
-                    asked["responses"].setdefault(status, {**like, "description": said})
+            for asked in methods.values():
+                if "requestBody" in asked and (like := asked["responses"].get("413")):
+                    for status, said in _DOOR.items():
+                        asked["responses"].setdefault(status, {**like, "description": said})
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]

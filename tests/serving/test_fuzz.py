@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from schemathesis import APIOperation, Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
+from serving.keys import hash_of
 from tests.properties import PROFILE
 from tests.serving.conftest import Server, options
 from tests.serving.sockets import connect, request
@@ -39,6 +40,7 @@ GENERATED = 120 if LONG else 4
 MUTATED = 20_000 if LONG else 800
 SEED = int(time.time()) if LONG else 1
 MODELS = ("news", "news-int8", "ner", "pairs", "topics", "desk")
+ADMIN_KEY = "the key of the administrator"
 # The only faults that the API has: not now, and no answer in time.
 ALLOWED_FAULTS = {503, 504}
 
@@ -50,6 +52,8 @@ def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         tmp_path_factory.mktemp("log"),
         *options(bundles, "onnx"),
         SLIPWAY_DEFAULT_MODEL="news",
+        SLIPWAY_ADMIN_KEY_SHA256=hash_of(ADMIN_KEY),
+        SLIPWAY_VERSIONS_FILE=str(tmp_path_factory.mktemp("state") / "versions.json"),
         SLIPWAY_HEADER_SECONDS="0.3",
         SLIPWAY_BODY_SECONDS="0.3",
         SLIPWAY_STALL_SECONDS="0.3",
@@ -94,21 +98,21 @@ def _send_all(
     checks: list[Callable[..., bool | None]],
     seen: Counter[int],
 ) -> None:
-    if operation.method == "get":
-        if mode is GenerationMode.NEGATIVE:
-            return  # a path is a string whatever it is, so there is nothing to break
-        strategy = operation.as_strategy()
-    else:
-        strategy = operation.as_strategy(generation_mode=mode)
+    if mode is GenerationMode.NEGATIVE and not operation.body.items:
+        return  # a path is a string whatever it is, so there is nothing to break
+    strategy = operation.as_strategy(generation_mode=mode)
 
     @seed(SEED)
     @settings(max_examples=GENERATED, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(case=strategy, model=st.sampled_from((*MODELS, "")))
-    def send(case: Case, model: str) -> None:
+    @given(
+        case=strategy, model=st.sampled_from((*MODELS, "")), key=st.sampled_from((ADMIN_KEY, ADMIN_KEY, "wrong", ""))
+    )
+    def send(case: Case, model: str, key: str) -> None:
         # A made-up name is never a served one, and beyond a 404 there is nothing to see.
         if model and "model" in (case.path_parameters or {}):
             case.path_parameters["model"] = model
-        answer = case.call(session=session, timeout=60)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        answer = case.call(session=session, headers=headers, timeout=60)
         seen[answer.status_code] += 1
         case.validate_response(answer, checks=checks)
 
@@ -151,12 +155,21 @@ BODIES: dict[str, list[bytes]] = {
     "/models/desk/pipeline/token-classification": [b'{"inputs": "a"}'],
     "/models/ner": [b'{"data": {"text": ["a"]}, "parameters": {"batch_size": 1}}'],
     "/taskflow/news": [b'{"data": {"text": "a"}}'],
+    "/v1/admin/models/news/versions/1:promote": [b""],
+    "/v1/admin/models/news:rollback": [b""],
 }
-GETS = ("/", "/docs", "/playground/app.js", "/openapi.json", "/v1/models", "/v1/models/news", "/v2", "/v2/models/ner",
-        "/v2/models/news/versions/1/ready", "/info", "/models/news/info", "/health/ready", "/metrics")  # fmt: skip
+GETS = (
+    *("/", "/docs", "/playground/app.js", "/openapi.json", "/v1/models", "/v1/models/news", "/v2", "/v2/models/ner"),
+    *("/v2/models/news/versions/1/ready", "/v1/admin/models/news/versions", "/info", "/models/news/info"),
+    *("/health/ready", "/metrics"),
+)
+KEY = f"Authorization: Bearer {ADMIN_KEY}"
 SEEDS: tuple[bytes, ...] = (
-    *(request(path, body, "X-Request-Id: a-1") for path, bodies in BODIES.items() for body in bodies),
+    *(request(path, body, "X-Request-Id: a-1", KEY) for path, bodies in BODIES.items() for body in bodies),
     *(request(path, b"", method="GET") for path in GETS),
+    request("/v1/admin/models/news/canary", b'{"version": 1, "percent": 5}', KEY, method="PUT"),
+    request("/v1/admin/models/news/shadow", b'{"version": 1}', KEY, method="PUT"),
+    request("/v1/admin/models/news/canary", b"", KEY, method="DELETE"),
     request("/v2/models/news/infer", BODIES["/v2/models/news/infer"][1], "Inference-Header-Content-Length: 94"),
     b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     b'f\r\n{"inputs": "a"}\r\n0\r\n\r\n',
