@@ -33,10 +33,12 @@ SlipwayError
 │   ├── AdminOnly            the key is not an administrator's
 │   └── AdminOff             no administrator's key is configured, so nobody may
 ├── BusyError            not now; tells when a retry makes sense
+│   ├── Overloaded           as much work is admitted as may be, or the answer could not be in time
 │   └── RateLimited          this key has asked for more than its rate
+├── ClientGone           nobody waits for the answer any more
 ├── EngineError          the engine cannot answer now
 │   ├── EngineUnavailable    not reachable, not ready or died
-│   └── EngineTimeout        did not answer before the deadline
+│   └── EngineTimeout        no answer before the deadline
 └── CoverageLost         a window plan or a tokenizer lost part of the text: a bug, never the caller's fault
 """
 
@@ -346,11 +348,24 @@ class BusyError(SlipwayError):
 
     Attributes:
         retry_after: seconds after which a retry makes sense.
+        reason: in a word, for counting.
     """
 
-    def __init__(self, sentence: str, retry_after: float) -> None:
-        self.retry_after = retry_after
+    def __init__(self, sentence: str, retry_after: float, reason: str) -> None:
+        self.retry_after, self.reason = retry_after, reason
         super().__init__(sentence)
+
+
+class Overloaded(BusyError):
+    """As much work is admitted as may be (``full``), or the answer could not be in time (``late``).
+
+    >>> str(Overloaded("news", "131,072 tokens are admitted, the limit is 131,072", 3.2))
+    "'news' is overloaded: 131,072 tokens are admitted, the limit is 131,072"
+    """
+
+    def __init__(self, model: str, why: str, retry_after: float, reason: str = "full") -> None:
+        self.model = model
+        super().__init__(f"{model!r} is overloaded: {why}", retry_after, reason)
 
 
 class RateLimited(BusyError):
@@ -358,7 +373,14 @@ class RateLimited(BusyError):
 
     def __init__(self, name: str, rate: float, retry_after: float) -> None:
         self.name, self.rate = name, rate
-        super().__init__(f"the key {name!r} may ask for {rate:g} texts a second, and has", retry_after)
+        super().__init__(f"the key {name!r} may ask for {rate:g} texts a second, and has", retry_after, "rate")
+
+
+class ClientGone(SlipwayError):
+    """Nobody waits for the answer any more; what was not at the engine yet is not computed."""
+
+    def __init__(self) -> None:
+        super().__init__("the client has gone away")
 
 
 class EngineError(SlipwayError):
@@ -378,11 +400,16 @@ class EngineUnavailable(EngineError):
 
 
 class EngineTimeout(EngineError):
-    """The engine did not answer before the deadline."""
+    """There was no answer before the deadline.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        super().__init__(f"the engine did not answer within {seconds:g} s")
+    Args:
+        seconds: that the request had.
+        retry_after: seconds after which a retry makes sense.
+    """
+
+    def __init__(self, seconds: float, retry_after: float = 1.0) -> None:
+        self.seconds, self.retry_after = seconds, retry_after
+        super().__init__(f"there was no answer within {seconds:g} s")
 
 
 class CoverageLost(SlipwayError):

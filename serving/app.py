@@ -91,9 +91,8 @@ def make_app(gateway: Gateway) -> FastAPI:
         Door,
         measuring=gateway.measuring,
         keys=gateway.keys,
-        max_body_bytes=settings.max_body_bytes,
-        body_seconds=settings.body_seconds,
-        stall_seconds=settings.stall_seconds,
+        settings=gateway.settings,
+        check_room=gateway.check_room,
         endless=stream.PATH,
     )
     if settings.origins:
@@ -102,7 +101,7 @@ def make_app(gateway: Gateway) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "Content-Type", "X-Priority", "X-Request-Id", "X-Request-Timeout-Ms"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
         )
     return app

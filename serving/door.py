@@ -1,7 +1,8 @@
-"""What every request passes first: an id, the key, the body's limits, the last catch of errors, the measuring.
+"""What every request passes first: an id, the key, its terms, the body's limits, the last catch of errors, measuring.
 
 Whatever is computed is asked for by POST, so POST needs a key where there are keys; health, metrics, documentation and
-descriptions of models stay open. Admin routes ask for an administrator's key themselves.
+descriptions of models stay open. Admin routes ask for an administrator's key themselves. A full model refuses here,
+before a body is read: under overload most of what arrives is refused, and must cost next to nothing.
 
 Plain ASGI, so that a body is counted while it arrives and never held before it is known to be small enough.
 """
@@ -11,26 +12,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bundle.errors import BodyTooSlow, LimitExceeded
+from bundle.errors import BodyTooSlow, LimitExceeded, RequestError
+from serving.admission import TERMS, Terms
 from serving.errors import kind_of, problem_of
-from serving.keys import Keys
+from serving.keys import Caller, Keys
 from serving.measuring import Measuring
+from serving.settings import Settings
+from serving.turns import Priority
 
 log = logging.getLogger("slipway.gateway")
+
+TIMEOUT, PRIORITY = "x-request-timeout-ms", "x-priority"
+# Routes that ask a model, and the model's name where the path has it.
+_ASKS = re.compile(r"/(?:predict|v1/models/([^/]+)/predict|v2/models/([^/]+)/.*|models/([^/]+).*|taskflow/([^/]+))?")
 
 
 class Door:
     """ASGI middleware around the whole application.
 
     Args:
-        max_body_bytes: a larger body is refused with 413, at the latest when its surplus byte arrives.
-        body_seconds: in which a body must arrive; beyond it 408.
-        stall_seconds: that may pass between two pieces of an endless body; then it counts as broken off.
+        settings: limits and defaults.
+        check_room: refuses for a model (by name; empty: the default one) that is full, for a class.
         endless: paths whose bodies are read piece by piece and limit themselves.
     """
 
@@ -40,14 +48,13 @@ class Door:
         *,
         measuring: Measuring,
         keys: Keys,
-        max_body_bytes: int,
-        body_seconds: float,
-        stall_seconds: float,
+        settings: Settings,
+        check_room: Callable[[str, Priority], None],
         endless: re.Pattern[str],
     ) -> None:
-        self._app, self._measuring, self._keys = app, measuring, keys
-        self._limit, self._endless = max_body_bytes, endless
-        self._body_seconds, self._stall_seconds = body_seconds, stall_seconds
+        self._app, self._measuring, self._keys, self._settings = app, measuring, keys, settings
+        self._check_room, self._limit, self._endless = check_room, settings.max_body_bytes, endless
+        self._body_seconds, self._stall_seconds = settings.body_seconds, settings.stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +71,7 @@ class Door:
         status, started, read = 500, False, 0
         limited, arriving = not self._endless.fullmatch(scope["path"]), True
         due = asyncio.get_running_loop().time() + self._body_seconds
+        set_terms = None
 
         async def counted() -> Message:
             nonlocal read, arriving
@@ -98,7 +106,11 @@ class Door:
 
         try:
             if scope["method"] == "POST":
-                self._keys.caller(headers.get("authorization"))
+                caller = self._keys.caller(headers.get("authorization"))
+                terms = read_terms(headers, self._settings, caller, "interactive" if limited else "bulk", receive)
+                set_terms = TERMS.set(terms)
+                if limited and (asked := _ASKS.fullmatch(scope["path"])):
+                    self._check_room(next(filter(None, asked.groups()), ""), terms.priority)
             announced = headers.get("content-length", "0")
             if limited and announced.isdecimal() and int(announced) > self._limit:
                 raise LimitExceeded("body", "bytes", int(announced), self._limit)
@@ -115,5 +127,45 @@ class Door:
             self._measuring.telemetry.errors.labels(kind.name).inc()
             await problem_of(error, scope)(scope, receive, noted)
         finally:
+            if set_terms is not None:
+                TERMS.reset(set_terms)
             route = getattr(scope.get("route"), "path", "none")
             self._measuring.end(call, route, status, failed=status >= 500)
+
+
+def read_terms(
+    told: Mapping[str, str],
+    settings: Settings,
+    caller: Caller | None,
+    usual: Priority = "interactive",
+    receive: Receive | None = None,
+) -> Terms:
+    """On what terms a request is answered, as its headers or metadata tell.
+
+    Args:
+        told: names in lower case.
+        usual: the class of a request that names none.
+        receive: of a connection on which nothing but its end can follow.
+
+    Raises:
+        RequestError: a header says what cannot be.
+    """
+    priority: Priority = usual
+    if (said := told.get(PRIORITY)) is not None:
+        if said not in ("interactive", "bulk"):
+            raise RequestError("X-Priority", f"X-Priority is {said[:20]!r}; it can be 'interactive' or 'bulk'")
+        priority = "bulk" if said == "bulk" else "interactive"
+    seconds = settings.timeout_seconds
+    if (said := told.get(TIMEOUT)) is not None:
+        # ASCII digits alone: int() reads more than a header should say.
+        if not re.fullmatch(r"[0-9]{1,9}", said) or not int(said):
+            wanted = "whole milliseconds, from 1"
+            raise RequestError("X-Request-Timeout-Ms", f"X-Request-Timeout-Ms is {said[:20]!r}; it must be {wanted}")
+        seconds = min(int(said) / 1000, settings.most_seconds)
+
+    async def gone() -> None:
+        assert receive
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    return Terms(seconds, priority, caller=caller, gone=gone if receive else None)

@@ -63,6 +63,11 @@ TABLE: tuple[tuple[type[Exception], Kind], ...] = (
     (errors.KeyMissing, Kind("key-missing", "Key missing", 401, grpc="UNAUTHENTICATED")),
     (errors.KeyUnknown, Kind("key-unknown", "Key unknown", 401, grpc="UNAUTHENTICATED")),
     (errors.AccessError, Kind("not-allowed", "Not allowed", 403, grpc="PERMISSION_DENIED")),
+    (errors.ClientGone, Kind("client-gone", "Client gone", 499, grpc="CANCELLED")),
+    (
+        errors.Overloaded,
+        Kind("overloaded", "Overloaded", 429, tei=(0, "Overloaded"), grpc="RESOURCE_EXHAUSTED"),
+    ),
     (
         errors.RateLimited,
         Kind("rate-limited", "Rate limited", 429, tei=(0, "Overloaded"), grpc="RESOURCE_EXHAUSTED"),
@@ -124,7 +129,7 @@ def problem_of(error: Exception, scope: Scope) -> Response:
 
 def retry_after(error: Exception) -> int | None:
     """Whole seconds after which the same request makes sense again; None where it does not."""
-    if isinstance(error, errors.EngineUnavailable | errors.BusyError):
+    if isinstance(error, errors.EngineUnavailable | errors.EngineTimeout | errors.BusyError):
         return max(1, math.ceil(error.retry_after))
     return None
 

@@ -11,25 +11,30 @@ from pathlib import Path
 
 from bundle.errors import (
     BundleError,
+    BusyError,
     EngineUnavailable,
     GoldenMismatch,
     LimitExceeded,
     ModelUnknown,
+    RateLimited,
     RequestError,
 )
 from bundle.golden import compare
 from bundle.machine import cores
 from bundle.manifest import Parity
 from serving import catalogue
+from serving.admission import TERMS, Admission, Terms
+from serving.cache import AnswerCache
 from serving.catalogue import ServedModel
 from serving.classifier import Answers, Classifier, Text
 from serving.decisions import Decisions, file_of
 from serving.engines import Computing, Engine, make_engine
-from serving.keys import Keys
+from serving.keys import Caller, Keys
 from serving.measuring import Measuring
-from serving.running import running
+from serving.running import UNBOUND, running
 from serving.settings import Settings
 from serving.shadow import Behind, Shadow, Traffic
+from serving.turns import Priority
 from serving.versions import Versions
 
 
@@ -58,6 +63,11 @@ class Gateway:
             parallel_calls=settings.parallel_calls,
             timeout_seconds=settings.timeout_seconds,
             workers=min(4, cores()),
+            admission=Admission(settings.max_pending_tokens),
+            max_tokens=settings.max_request_tokens,
+            engine_tokens=settings.engine_tokens,
+            cache=AnswerCache(settings.cache_bytes),
+            waited=self.telemetry.waited,
         )
         self.started = False
         self.draining = False
@@ -76,7 +86,8 @@ class Gateway:
 
     def _classifier(self, engine: Computing) -> Classifier:
         """One that leaves the engine to others as far as it can: one call at a time."""
-        return Classifier(engine, parallel_calls=1, timeout_seconds=self.settings.timeout_seconds, workers=1)
+        seconds, unbound = self.settings.timeout_seconds, Admission(UNBOUND)
+        return Classifier(engine, parallel_calls=1, timeout_seconds=seconds, workers=1, admission=unbound)
 
     def _opened(self, home: Path, name: str, number: int) -> ServedModel:
         bundle = catalogue.open_kept(home, name, number)
@@ -217,29 +228,72 @@ class Gateway:
     async def answer(
         self, model: ServedModel, texts: Sequence[Text], *, truncate: bool = False, field: str = "inputs"
     ) -> Answers:
-        """Answers one request, whatever language it came in: limit, prediction, rules, telemetry.
+        """Answers one request, whatever language it came in: limit, then `predict` on the terms that the door read.
 
         Args:
             field: what the request calls its list of texts.
 
         Raises:
             RequestError: too many texts, or one that cannot be read, is too long or is not what the model reads.
+            BusyError: it was not let in; tells when a retry makes sense.
             EngineUnavailable, EngineTimeout: no answer now.
         """
         if len(texts) > self.settings.max_texts:
             raise LimitExceeded(field, "texts", len(texts), self.settings.max_texts)
-        self.engine.check_open(model)
-        with self.traffic, self.versions.using(model):
-            answers = await self.classifier.answer(model, texts, truncate=truncate)
-        self.answered(model, texts, truncate, answers)
-        return answers
+        terms = TERMS.get() or Terms(self.settings.timeout_seconds)
+        return await self.predict(model, texts, terms, truncate=truncate, field=field)
 
-    def answered(self, model: ServedModel, texts: Sequence[Text], truncate: bool, answers: Answers) -> None:
-        """Counts what was answered, and has it computed by a shadow, if there is one, once the answer has left."""
+    async def predict(
+        self,
+        model: ServedModel,
+        texts: Sequence[Text],
+        terms: Terms,
+        *,
+        truncate: bool = False,
+        field: str = "inputs",
+    ) -> Answers:
+        """Rate of the key, prediction, rules, telemetry, shadow.
+
+        Raises:
+            RequestError: a text cannot be read, is too long or is not what the model reads.
+            BusyError: it was not let in; tells when a retry makes sense.
+            EngineUnavailable, EngineTimeout: no answer now.
+        """
+        self.engine.check_open(model)
+        try:
+            if terms.caller is not None:
+                await _rated(terms.caller, len(texts), patient=terms.patient)
+            with self.traffic, self.versions.using(model):
+                answers = await self.classifier.answer(model, texts, terms, truncate=truncate, field=field)
+        except BusyError as error:
+            self.telemetry.refusals.labels(model.name, error.reason).inc()
+            raise
+        if answers.hits is not None:
+            self.telemetry.cache.labels(model.name, "hit").inc(answers.hits)
+            self.telemetry.cache.labels(model.name, "miss").inc(len(texts) - answers.hits)
         self.measuring.answered(model, answers)
         line = self.versions.line(model.name)
         if line and line.shadow:
+            # Once the answer has left.
             line.shadow.offer(model, texts, truncate, answers)
+        return answers
+
+    def check_room(self, name: str, priority: Priority) -> None:
+        """Refuses a request before its body is read, when a usual one would find no room.
+
+        Args:
+            name: of the model; empty stands for the default one, and one that is not served has room.
+
+        Raises:
+            Overloaded: it would not.
+        """
+        if not name:
+            name = self.settings.default_model or next(iter(self.models), "")
+        try:
+            self.classifier.admission.check(name, priority)
+        except BusyError as error:
+            self.telemetry.refusals.labels(name, error.reason).inc()
+            raise
 
     async def not_ready(self) -> dict[str, str]:
         """Why models cannot answer now, by model name; empty when all can."""
@@ -258,3 +312,18 @@ class Gateway:
         if self.draining or not self.started:
             return "the server is stopping" if self.draining else "the server is starting"
         return ""
+
+
+async def _rated(caller: Caller, texts: int, *, patient: bool) -> None:
+    """Takes texts from the rate of a key; a patient request waits until they can be had.
+
+    Raises:
+        RateLimited: they cannot now.
+    """
+    while True:
+        try:
+            return caller.take(texts)
+        except RateLimited as error:
+            if not patient:
+                raise
+            await asyncio.sleep(error.retry_after)

@@ -7,13 +7,15 @@ one of the two files that import it (`docs/decisions/0006-dialects.md`), and the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as messages
 
 from bundle.errors import EngineUnavailable, ModelUnknown, RequestError, SlipwayError
-from serving.door import log
+from serving.admission import TERMS
+from serving.door import log, read_terms
 from serving.errors import kind_of, problem_body, retry_after
 from serving.gateway import Gateway
 from serving.kserve import (
@@ -54,7 +56,13 @@ def _answering(work: Handler) -> Handler:
         context.set_trailing_metadata(ids)
         try:
             if work.__name__ == "ModelInfer":
-                front.gateway.keys.caller(told.get("authorization"))
+                caller = front.gateway.keys.caller(told.get("authorization"))
+                terms = read_terms(told, front.gateway.settings, caller)
+                # gRPC has a deadline of its own; the shorter one holds. A client that goes cancels the call.
+                if (left := context.time_remaining()) is not None:
+                    terms = replace(terms, seconds=min(terms.seconds, left))
+                TERMS.set(terms)
+                front.gateway.check_room(request.model_name, terms.priority)
             answer = await work(front, request, context)
             status = "OK"
             return answer

@@ -47,6 +47,17 @@ class Running:
     foreign: bool = False
 
 
+def at_engine(how: Running, parallel: int, max_tokens: int) -> int:
+    """Tokens that an engine has use for at a time: what it computes, and as much again to go on with at once.
+
+    Args:
+        parallel: computations that it does at the same time.
+        max_tokens: of one window.
+    """
+    once = how.windows * max_tokens if how.windows else how.batch_tokens
+    return 2 * parallel * max(max_tokens, min(once, UNBOUND))
+
+
 def as_published(manifest: Manifest) -> Running:
     """The published form with the safe defaults."""
     return Running(manifest.published, 1, cores())

@@ -115,7 +115,20 @@ class Settings(BaseSettings):
         "",
         description="Origins whose web pages may ask the API, with commas, such as https://app.example; empty: none.",
     )
-    timeout_seconds: float = Field(30.0, gt=0, description="Seconds that one request may take; beyond it 504.")
+    max_request_tokens: int = Field(
+        262144, ge=1, description="Most tokens in the windows of one request, overlaps counted; beyond it 413."
+    )
+    max_pending_tokens: int = Field(
+        131072,
+        ge=2,
+        description="Tokens of work that are admitted for one model at a time; beyond it 429 with Retry-After.",
+    )
+    timeout_seconds: float = Field(
+        30.0, gt=0, description="Seconds that one request may take, unless X-Request-Timeout-Ms says; beyond it 504."
+    )
+    max_timeout_seconds: float = Field(
+        60.0, gt=0, description="Most seconds that X-Request-Timeout-Ms can ask for; more is cut down to it."
+    )
     aim: Literal["throughput", "latency", "none"] = Field(
         "throughput", description="What a bundle's plan is followed for; none leaves plans aside."
     )
@@ -124,9 +137,6 @@ class Settings(BaseSettings):
     )
     sessions: int = Field(
         0, ge=0, description="Computations of one model at the same time (engine onnx); 0: as planned, or 1."
-    )
-    max_pending: int = Field(
-        256, ge=1, description="Engine calls of one model that may wait (engine onnx); beyond it 503 with Retry-After."
     )
     batch_tokens: int = Field(
         0, ge=0, description="Padded tokens in one engine call, which a request's windows fill; 0: as planned, or 2048."
@@ -145,6 +155,14 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds that a request which was let in waits for a Triton to come back, to be asked again once; "
         "beyond it 503.",
+    )
+    engine_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens of a model at the engine at a time, others wait in turn; 0: as its computations need.",
+    )
+    cache_bytes: int = Field(
+        0, ge=0, description="Bytes of the cache of what models said, least recently used first out; 0 leaves it off."
     )
     start_seconds: float = Field(120.0, gt=0, description="Seconds that an engine may take to become ready.")
     drain_seconds: float = Field(
@@ -186,6 +204,11 @@ class Settings(BaseSettings):
     def origins(self) -> list[str]:
         """``cors_origins``, one by one."""
         return _listed(self.cors_origins)
+
+    @property
+    def most_seconds(self) -> float:
+        """Seconds that no request may pass, whatever it asks for."""
+        return max(self.timeout_seconds, self.max_timeout_seconds)
 
 
 def _listed(value: str) -> list[str]:

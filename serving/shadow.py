@@ -100,6 +100,10 @@ class Behind:
         """As the engine's."""
         return self._engine.rows_per_call(model)
 
+    def parallel(self, model: ServedModel) -> int:
+        """As the engine's."""
+        return self._engine.parallel(model)
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:

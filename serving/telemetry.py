@@ -38,10 +38,11 @@ class Telemetry:
         stages: ``stage`` is one of ``tokenize``, ``queue`` (an engine call waits for its turn), ``infer`` (all engine
             calls of a request, their waiting included), ``decode``, ``total``.
         queue_tokens: tokens that were admitted and are not answered yet, as admission counts them.
-        refusals: what admission did not let in, by ``reason``; each is also an error of its kind.
+        refusals: what admission did not let in, by ``reason``: ``full``, ``late`` (it could not have been answered in
+            its time) or ``rate`` (of its key); each is also an error of its kind.
         shadow_texts: by ``result``: ``same`` labels and entities, ``different``, ``dropped`` (real work came first),
             ``failed``.
-        cache: lookups by ``result``: ``hit``, ``miss``, or ``joined`` (the same text was under way).
+        cache: lookups by ``result``: ``hit`` or ``miss``.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,9 @@ class Telemetry:
 
         # Admission and cache
         self.queue_tokens = gauge("queue_tokens", "Tokens admitted and not yet answered", "model")
+        self.drain_rate = gauge(
+            "drain_tokens_per_second", "Tokens that the engine did a second while more waited", "model"
+        )
         self.refusals = counter("refusals_total", "Requests that admission did not let in", "model", "reason")
         self.cache = counter("cache_total", "Lookups in the cache of answers", "model", "result")
         self.cache_entries = gauge("cache_entries", "Answers that the cache holds")

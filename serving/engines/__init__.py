@@ -19,9 +19,6 @@ class Watcher(Protocol):
     def computed(self, model: str, windows: int) -> None:
         """One computation of so many windows began."""
 
-    def waited(self, model: str, seconds: float) -> None:
-        """A call waited so long for its turn."""
-
 
 class Computing(Protocol):
     """Computes logits of windows; knows no text and no HTTP."""
@@ -38,12 +35,15 @@ class Computing(Protocol):
             of what is said of each token.
 
         Raises:
-            EngineUnavailable: not reachable, died, or its queue is full.
+            EngineUnavailable: not reachable, died, or its own queue is full.
             EngineTimeout: no answer in time.
         """
 
     def rows_per_call(self, model: ServedModel) -> int:
         """Most windows in one call of `infer`."""
+
+    def parallel(self, model: ServedModel) -> int:
+        """Computations of a model that the engine does at the same time."""
 
 
 class Engine(Computing, Protocol):
@@ -114,7 +114,7 @@ def make_engine(settings: Settings) -> Engine:
     if settings.engine == "onnx":
         from serving.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(settings.max_pending)
+        return OnnxEngine()
     from serving.engines.triton_engine import TritonEngine
     from serving.supervisor import Supervisor
 
@@ -132,7 +132,7 @@ def make_engine(settings: Settings) -> Engine:
     return TritonEngine(
         settings.triton_urls,
         supervisor,
-        timeout_seconds=settings.timeout_seconds,
+        timeout_seconds=settings.most_seconds,
         start_seconds=settings.start_seconds,
         hang_seconds=settings.hang_seconds,
         recover_seconds=settings.recover_seconds,

@@ -30,13 +30,11 @@ class _Call:
 
     Attributes:
         input_ids, token_type_ids: int64 (windows, tokens).
-        since: when it came, by the event loop's clock.
     """
 
     input_ids: IntArray
     token_type_ids: IntArray
     answer: asyncio.Future[tuple[FloatArray, ...]]
-    since: float
 
 
 class _Loaded:
@@ -81,7 +79,7 @@ class _Loaded:
     async def infer(self, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         """Outputs of some windows; a call that is given up before its turn is not computed."""
         loop = asyncio.get_running_loop()
-        call = _Call(input_ids, token_type_ids, loop.create_future(), loop.time())
+        call = _Call(input_ids, token_type_ids, loop.create_future())
         self.waiting.append(call)
         self._go_on()
         try:
@@ -111,9 +109,6 @@ class _Loaded:
             self.running += count
             session = self.idle.pop()
             loop = asyncio.get_running_loop()
-            if self._watcher:
-                for call in calls:
-                    self._watcher.waited(self.model.name, loop.time() - call.since)
             done = loop.run_in_executor(self.workers, self._compute, session, calls)
             done.add_done_callback(lambda future, session=session, calls=calls: self._answer(future, session, calls))  # type: ignore[misc]
 
@@ -181,16 +176,13 @@ def _stacked(rows: Sequence[tuple[FloatArray, ...]], tokens: int) -> tuple[Float
 class OnnxEngine:
     """The engine for laptops and small servers: nothing to start, nothing to supervise.
 
-    Sessions, their threads and what is computed together are each model's own (`serving.running`).
-
-    Args:
-        max_pending: calls of one model that may be under way or waiting.
+    Sessions, their threads and what is computed together are each model's own (`serving.running`). How much may wait
+    here is bounded by who calls (`serving.turns`).
     """
 
     name = "onnx"
 
-    def __init__(self, max_pending: int = 256) -> None:
-        self._max_pending = max_pending
+    def __init__(self) -> None:
         self.watcher: Watcher | None = None
         self._loaded: dict[str, _Loaded] = {}
         self._stopped = False
@@ -231,12 +223,13 @@ class OnnxEngine:
             raise EngineUnavailable("the server is stopping")
         if (loaded := self._loaded.get(model.id)) is None:
             raise EngineUnavailable(f"version {model.version} of {model.name!r} is not loaded")
-        if loaded.pending >= self._max_pending:
-            raise EngineUnavailable(f"{loaded.pending} computations are waiting, which is the limit")
         return await loaded.infer(input_ids, token_type_ids)
 
     def rows_per_call(self, model: ServedModel) -> int:
         return 1 << 16
+
+    def parallel(self, model: ServedModel) -> int:
+        return model.running.sessions
 
     def describe(self) -> str:
         hows = {item.model.name: item.model.running for item in self._loaded.values()}

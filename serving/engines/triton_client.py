@@ -144,8 +144,11 @@ class TritonClient:
         with self._told():
             await self._client.unload_model(model.triton_name, client_timeout=seconds)
 
-    async def check(self, model: ServedModel) -> int:
-        """Compares what the server has loaded with the manifest; returns the most windows of one call.
+    async def check(self, model: ServedModel) -> tuple[int, int]:
+        """Compares what the server has loaded with the manifest.
+
+        Returns:
+            the most windows of one call, and how many computations it does at the same time.
 
         Raises:
             BundleError: it has loaded something else.
@@ -168,7 +171,9 @@ class TritonClient:
             found, named = [item.name for item in here], [tensor.name for tensor in wanted]
             if found != named:
                 raise BundleError(f"Triton's {model.name!r} has {kind} {found}, bundle.json says {named}")
-        return max(1, int(config.max_batch_size))
+        # A group has its count on each of its GPUs.
+        instances = sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
+        return max(1, int(config.max_batch_size)), max(1, int(instances))
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -77,6 +77,8 @@ class TritonEngine:
         self.watcher: Watcher | None = None  # Triton counts its computations itself
         # Calls that were asked a second time since the start.
         self.repeated = 0
+        # Computations that a server does of a model at the same time.
+        self._instances: dict[tuple[Endpoint, str], int] = {}
 
     async def start(self, models: Sequence[ServedModel]) -> None:
         self._models = {model.id: model for model in models}
@@ -172,6 +174,9 @@ class TritonEngine:
 
     def rows_per_call(self, model: ServedModel) -> int:
         return self._rows.get(model.id, 1)
+
+    def parallel(self, model: ServedModel) -> int:
+        return max(1, sum(self._instances.get((item, model.id), 0) for item in self._up()))
 
     def describe(self) -> str:
         if self.supervisor:
@@ -402,7 +407,8 @@ class TritonEngine:
 
     async def _check_model(self, endpoint: Endpoint, model: ServedModel) -> None:
         """Compares what a server has loaded with the manifest."""
-        rows = await (await self._connected(endpoint)).check(model)
+        rows, instances = await (await self._connected(endpoint)).check(model)
+        self._instances[endpoint, model.id] = instances
         # Of several servers the smallest counts, since a call may go to any of them.
         self._rows[model.id] = min(self._rows.get(model.id, rows), rows)
 

@@ -18,7 +18,7 @@ router = APIRouter(tags=["Hugging Face inference", "PaddleNLP SimpleServer"])
     responses={
         status: {**said, "model": TeiError | paddlenlp.PaddleError}
         for status, said in {
-            **responses(400, 404, 413, 422, 424, 503),
+            **responses(400, 401, 404, 413, 422, 424, 429, 503),
             504: {"description": "no answer in time"},
         }.items()
     },

@@ -64,7 +64,7 @@ class HfRequest(Strict):
 @router.post(
     "/",
     response_model=Said,
-    responses=responses(400, 413, 422, 424, 503),
+    responses=responses(400, 401, 413, 422, 424, 429, 503),
     openapi_extra=reads(HfRequest),
     summary="Labels or entities, of the default model",
 )
@@ -77,7 +77,7 @@ async def ask_default(request: Request) -> Response:
 @router.post(
     "/models/{model}/pipeline/{task}",
     response_model=Said,
-    responses=responses(400, 404, 413, 422, 424, 503),
+    responses=responses(400, 401, 404, 413, 422, 424, 429, 503),
     openapi_extra=reads(HfRequest),
     summary="Labels, or entities, as the task says",
 )

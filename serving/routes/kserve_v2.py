@@ -117,8 +117,10 @@ class ModelMetadata(BaseModel):
 
 _ERRORS: dict[int, dict[str, Any]] = {
     400: {"model": KserveError, "description": "not JSON, or a field, tensor or text is wrong"},
+    401: {"model": KserveError, "description": "a key is needed"},
     404: {"model": KserveError, "description": "no such model or version"},
     413: {"model": KserveError, "description": "a text, the list or the body is above its limit"},
+    429: {"model": KserveError, "description": "full, or more than the key may ask for; see Retry-After"},
     503: {"model": KserveError, "description": "the engine cannot answer now; see Retry-After"},
     504: {"model": KserveError, "description": "no answer in time"},
 }
@@ -181,13 +183,13 @@ async def model_ready(model: str, request: Request, version: str = "") -> Respon
 
 @router.post(
     "/models/{model}/infer",
-    responses=_errors(400, 404, 413, 503, 504),
+    responses=_errors(400, 401, 404, 413, 429, 503, 504),
     openapi_extra=reads(InferRequest),
     summary="Answer texts in BYTES tensors",
 )
 @router.post(
     "/models/{model}/versions/{version}/infer",
-    responses=_errors(400, 404, 413, 503, 504),
+    responses=_errors(400, 401, 404, 413, 429, 503, 504),
     openapi_extra=reads(InferRequest),
 )
 async def infer_texts(model: str, request: Request, version: str = "") -> Response:

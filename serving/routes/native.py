@@ -33,9 +33,11 @@ _EXAMPLES = {
 }
 _PROBLEMS = {
     400: "not JSON",
+    401: "a key is needed",
     404: "no such model",
     413: "a text, the list or the body is above its limit",
     422: "a field is wrong",
+    429: "full, or more than the key may ask for; see Retry-After",
     503: "the engine cannot answer now; see Retry-After",
     504: "no answer in time",
 }
@@ -55,7 +57,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
 @router.post(
     "/{model}/predict",
     response_model=PredictResponse,
-    responses=problems(400, 404, 413, 422, 503, 504),
+    responses=problems(400, 401, 404, 413, 422, 429, 503, 504),
     summary="Classify texts or find entities",
     openapi_extra=reads(PredictRequest, examples=_EXAMPLES),
 )

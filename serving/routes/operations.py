@@ -44,4 +44,10 @@ async def metrics(request: Request) -> Response:
         gateway.telemetry.engine_up.labels(gateway.engine.name, name).set(name not in reasons)
         version = str(model.manifest.version)
         gateway.telemetry.model_info.labels(name, version, model.format, gateway.engine.name).set(1)
+    classifier = gateway.classifier
+    for name, lane in classifier.admission.lanes.items():
+        gateway.telemetry.queue_tokens.labels(name).set(lane.tokens)
+        gateway.telemetry.drain_rate.labels(name).set(lane.turns.drain.rate)
+    gateway.telemetry.cache_entries.set(len(classifier.cache))
+    gateway.telemetry.cache_bytes.set(classifier.cache.bytes)
     return Response(gateway.telemetry.exposition(), media_type=CONTENT_TYPE)

@@ -58,9 +58,11 @@ class PaddleError(BaseModel):
         status: {"model": PaddleError, "description": why}
         for status, why in {
             400: "not JSON",
+            401: "a key is needed",
             404: "no such model",
             413: "a text, the list or the body is above its limit",
             422: "a field or a text is wrong, or there is no form for the answer",
+            429: "full, or more than the key may ask for; see Retry-After",
             503: "the engine cannot answer now; see Retry-After",
             504: "no answer in time",
         }.items()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from bundle.errors import LimitExceeded, RequestError, SlipwayError
 from bundle.offsets import OffsetUnit
+from serving.admission import TERMS, Terms
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Text, check_texts
 from serving.door import log
@@ -82,7 +83,7 @@ class _Line:
     response_class=Response,
     responses={
         200: {"content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{StreamAnswer.__name__}"}}}},
-        **problems(404, 422, 503),
+        **problems(401, 404, 422, 503),
     },
     summary="Answer a stream of texts, line by line",
     openapi_extra={
@@ -126,6 +127,8 @@ class _Answers(Response):
         self._gateway, self._model, self._shape = gateway, model, shape
         self._truncate, self._ordered = truncate, ordered
         self._request_id: str = request.state.request_id
+        # Each group of lines has the time of a request. What finds no room waits, and with it the sender.
+        self._terms = replace(TERMS.get() or Terms(gateway.settings.timeout_seconds, "bulk"), patient=True, gone=None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._gateway.versions.using(self._model):
@@ -207,8 +210,9 @@ class _Answers(Response):
     async def _answer(self, group: list[_Line]) -> None:
         try:
             texts = [_text(line) for line in group]
-            with self._gateway.traffic:
-                found = await self._gateway.classifier.answer(self._model, texts, truncate=self._truncate)
+            found = await self._gateway.predict(
+                self._model, texts, self._terms, truncate=self._truncate, field="line.text"
+            )
         except RequestError as error:
             if len(group) > 1:  # one text of the group is at fault; alone, each tells for itself
                 for line in group:
@@ -219,7 +223,6 @@ class _Answers(Response):
             for line in group:
                 self._refuse(line, error)
         else:
-            self._gateway.answered(self._model, texts, self._truncate, found)
             for line, answer in zip(group, found.answers, strict=True):
                 line.answer.set_result(self._line_of(line, answer))
 

@@ -71,9 +71,11 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Error responses for the API description."""
     said = {
         400: "not JSON",
+        401: "a key is needed",
         404: "no such model",
         413: "a text, the batch or the body is above its limit",
         422: "a field or a text is wrong",
+        429: "full, or more than the key may ask for; see Retry-After",
         424: "the model says no labels, or there was no answer in time",
         503: "the engine cannot answer now; see Retry-After",
     }
@@ -88,7 +90,7 @@ _PREDICT: dict[str, Any] = {
 
 @router.post(
     "/predict",
-    responses=responses(400, 413, 422, 424, 503),
+    responses=responses(400, 401, 413, 422, 424, 429, 503),
     summary="Labels with scores, of the default model",
     **_PREDICT,
 )
@@ -99,7 +101,7 @@ async def predict(request: Request) -> Response:
 
 @router.post(
     "/models/{model}/predict",
-    responses=responses(400, 404, 413, 422, 424, 503),
+    responses=responses(400, 401, 404, 413, 422, 424, 429, 503),
     summary="Labels with scores",
     **_PREDICT,
 )
@@ -154,7 +156,7 @@ def _info(gateway: Gateway, model: ServedModel) -> TeiInfo:
                 label2id={label: index for index, label in enumerate(labels)},
             )
         },
-        max_concurrent_requests=settings.max_pending,
+        max_concurrent_requests=max(1, settings.max_pending_tokens // text.max_tokens),
         max_input_length=fresh * model.max_windows + text.overlap,
         max_batch_tokens=model.running.windows * text.max_tokens or model.running.batch_tokens,
         max_batch_requests=None,

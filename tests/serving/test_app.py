@@ -123,7 +123,7 @@ def test_a_fault_leaves_in_the_dialects_own_shape(
     body = answer.json()
     sentence = body.pop("detail" if dialect.startswith("paddlenlp") else "error")
     assert body == more
-    assert answer.headers.get("retry-after") == ("3" if failure is DOWN else None)
+    assert answer.headers.get("retry-after") == {DOWN: "3", LATE: "1"}.get(failure)
     if failure is UNKNOWN:
         assert "secret" not in answer.text and answer.headers["x-request-id"] in sentence
     else:
