@@ -57,6 +57,12 @@ references: $(REFERENCES:%=.venv-references/%/.ready) ## optional: PyTorch, opti
 loadtest: $(READY) ## Locust against the running gateway: MODEL= USERS= SECONDS= through ARGS="--users 8 --seconds 30"
 	@$(PY) -m loadtests run --host http://$(HOST):$(PORT) --model $(NAME) $(ARGS)
 
+report: $(READY) ## RUN="news reviews" (folders or names) on one HTML page: curves, layers, answers, examples
+	@$(PY) -m finetune report $(or $(RUN),$(MODEL)/run) $(ARGS)
+
+claims: $(READY) ## what articles claim of fine-tuning, measured again; resumes; then make tables writes docs/claims.md
+	@$(PY) -m finetune claims $(ARGS)
+
 tables: $(READY) ## write the measured tables of README and docs from their results files
 	@$(PY) docs/tables.py
 
@@ -132,4 +138,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	@.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	@touch $@
 
-.PHONY: finetune export plan serve evaluate bench references loadtest tables test test-unit properties fuzz audit check recipes setup lock clean help
+.PHONY: finetune export plan serve evaluate bench references loadtest report claims tables test test-unit properties fuzz audit check recipes setup lock clean help

@@ -3,8 +3,9 @@
 Rewrites what stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` from results files, so that no figure
 is typed by hand. NAME is ``bench`` or ``bench-shapes`` (docs/bench/latency-*.json: one line per form, or every shape
 and the pictures), ``results`` (docs/results/*.json), ``long`` (docs/results/long/*.json), ``loadtest``
-(docs/bench/loadtest-*.json) or ``settings`` (the gateway's settings as it prints them). ``--check`` writes nothing and
-exits with 1 when a document is stale. Only ``settings`` needs more than Python.
+(docs/bench/loadtest-*.json), ``settings`` (the gateway's settings as it prints them) or ``claims`` (docs/results/
+claims.jsonl, judged by the finetune room). ``--check`` writes nothing and exits with 1 when a document is stale. Only
+``settings`` and ``claims`` need more than Python.
 """
 
 from __future__ import annotations
@@ -444,17 +445,21 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[tuple[str, dict[str, Any]]]], st
     "loadtest": ("docs/bench/loadtest-*.json", loadtest_table, "make loadtest"),
 }
 
-# The gateway's settings are not figures, but are not typed twice either.
-SETTINGS = "settings"
+# What a room prints itself: the gateway's settings, which are not figures but are not typed twice either, and what
+# came of each claim.
+PRINTED = {
+    "settings": ("-m", "serving", "settings", "--markdown"),
+    "claims": ("-m", "finetune", "claims", "--markdown"),
+}
 
 
-def _settings(root: Path) -> str:
-    """The table that ``python -m serving settings --markdown`` prints.
+def _printed(name: str, root: Path) -> str:
+    """The table that a room's own command prints.
 
     Raises:
-        TablesError: the serving room is not installed.
+        TablesError: the room is not installed.
     """
-    command = [sys.executable, "-m", "serving", "settings", "--markdown"]
+    command = [sys.executable, *PRINTED[name]]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     if result.returncode:
         raise TablesError(f"`{' '.join(command[1:])}` failed: {result.stderr.strip()[-200:]}")
@@ -470,8 +475,8 @@ def render(name: str, root: Path) -> str:
     Raises:
         TablesError: a results file is not a JSON object.
     """
-    if name == SETTINGS:
-        return _settings(root)
+    if name in PRINTED:
+        return _printed(name, root)
     pattern, make, command = TABLES[name]
     records = [(file.stem, _read(file) | _baseline(file)) for file in sorted(root.glob(pattern))]
     return make(records) if records else f"No figures yet: `{command}` writes them."
@@ -509,8 +514,8 @@ def _check_markers(content: str, file: Path) -> None:
     opened: str | None = None
     for line, words in enumerate(content.splitlines(), 1):
         for closing, name in _MARK.findall(words):
-            if name not in TABLES and name != SETTINGS:
-                known = ", ".join([*TABLES, SETTINGS])
+            if name not in TABLES and name not in PRINTED:
+                known = ", ".join([*TABLES, *PRINTED])
                 raise TablesError(f"{file}:{line}: no table {name!r}; there are {known}")
             if (opened != name) if closing else (opened is not None):
                 raise TablesError(f"{file}:{line}: marker of table {name!r} without its partner")

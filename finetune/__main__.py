@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 
 from bundle.errors import BundleError, SlipwayError
+from finetune.claims.command import claims
+from finetune.report.command import report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +25,11 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 Out = Annotated[Path, typer.Option(help="Folder under which results go, as <out>/<recipe name>/.")]
+
+
+# Commands that have a module of their own.
+for command in (report, claims):
+    app.command()(command)
 
 
 def say(sentence: str) -> None:
@@ -78,6 +85,7 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
     from finetune.answers import predict_rows
     from finetune.baseline import tfidf_baselines
     from finetune.evaluate import choose_pooling, evaluate, show, with_thresholds, write
+    from finetune.report import collect
     from finetune.save import save
     from finetune.train import train
 
@@ -132,6 +140,8 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
     }
     for path in write(run_folder, [on_dev, on_test], extra, task.labels):
         say(f"wrote {path}")
+    splits = {"dev": (prepared.dev_sample, dev), "test": (prepared.test_sample, test)}
+    collect.write(run_folder, prepared, splits, joining, trained.seconds)
     scores = {item.split: {"rows": item.rows, **item.metrics} for item in (on_dev, on_test)}
     scores["train"] = {"rows": len(prepared.train), "seconds": round(trained.seconds, 1), "steps": trained.steps}
     scores |= {f"baseline_{name}": {"rows": on_test.rows, **values} for name, values in baselines.items()}

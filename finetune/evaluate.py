@@ -25,6 +25,9 @@ from bundle.predict import (
     thresholds_of,
 )
 from bundle.rows import Row
+from finetune.curve.record import NAME as CURVE
+from finetune.curve.record import read
+from finetune.report.curves import mark_events
 
 # A bucket with fewer rows says nothing and is left out of the picture.
 MIN_BUCKET = 5
@@ -183,6 +186,8 @@ def draw(folder: Path, evaluation: Evaluation, history: Sequence[dict[str, float
 
     figure, (curve, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.4), constrained_layout=True)
     _draw_curve(curve, history)
+    if (folder / CURVE).is_file():
+        mark_events([curve], read(folder).of("event"), "black")
     if evaluation.table is not None:
         _draw_confusion(middle, evaluation.table, labels)
     else:

@@ -21,6 +21,8 @@ import pytest
 
 from bundle.folder import open_bundle
 from finetune.data.readers import read_file
+from finetune.report.page import write_page
+from finetune.report.source import find, open_run
 from tests.tiny_base import many_label_rows, mood_rows, pair_rows, tiny_base
 
 pytestmark = pytest.mark.slow
@@ -323,6 +325,17 @@ def test_entities_are_exact_in_the_callers_text(answers: dict[str, dict[str, Any
     text = "我们🙂和李四在上海"
     assert {text[item["start"] : item["end"]] for item in emoji["entities"]} >= {"李四", "上海"}
     assert all(item["text"] == text[item["start"] : item["end"]] for item in emoji["entities"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_kind_of_task_has_a_page_about_its_training(project: tuple[Path, str], tmp_path: Path, name: str) -> None:
+    (path, *pictures) = write_page([open_run(find(project[0] / "artifacts" / name))], tmp_path / "page.html")
+    text = path.read_text(encoding="utf-8")
+    assert "Beside a baseline" in text or name == "names"
+    assert "The hardest" in text and "expected calibration error" in text
+    drawn = {picture.stem for picture in pictures}
+    assert {"curves", "classes-test", "calibration-test"} <= drawn
+    assert ("confusion-test" in drawn) == (name not in ("many", "names"))
 
 
 def test_finished_stages_are_not_repeated(project: tuple[Path, str]) -> None:
