@@ -26,7 +26,8 @@ class Settings(BaseSettings):
         "triton", description="triton: a Triton server, supervised here or elsewhere; onnx: ONNX Runtime in-process."
     )
     bundles: Path = Field(
-        Path("artifacts"), description="Folder whose bundles are served: <name>/bundle or <name> with a bundle.json."
+        Path("artifacts"),
+        description="Folder whose bundles are served: <name>/bundle, <name>/versions/<number>, or <name> itself.",
     )
     rules: Path = Field(
         Path("rules"), description="Folder of rule files, <model>.toml, that act after the model; read again on change."

@@ -125,8 +125,12 @@ def test_a_rerun_says_that_it_is_up_to_date_and_changes_nothing(project: Path, t
 def test_the_same_recipe_gives_the_same_weights_elsewhere(
     project: Path, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
+    (tmp_path / "mood" / "versions" / "6").mkdir(parents=True)
     run(project, tmp_path)
     assert_same(weights_of(trained[0]), weights_of(tmp_path))
+    # A number means one content: a new training has one above those of the kept versions.
+    numbers = [open_bundle(out / "mood" / "bundle").manifest.version for out in (trained[0], tmp_path)]
+    assert numbers == [1, 7]
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(

@@ -16,12 +16,14 @@ import pytest
 from bundle.errors import BundleError, EngineUnavailable
 from export.versions import keep
 from serving import catalogue
+from serving.admission import Admission
 from serving.app import make_app
 from serving.catalogue import ServedModel
 from serving.classifier import Classifier, Text
 from serving.engines.onnx_engine import OnnxEngine
 from serving.gateway import Gateway
 from serving.keys import hash_of
+from serving.running import UNBOUND
 from serving.settings import Settings
 from serving.shadow import Behind, Shadow
 from serving.versions import place_of
@@ -213,7 +215,13 @@ def test_a_shadow_waits_until_nobody_is_answered_and_is_dropped_first(bundles: P
         async with started(bundles, engine) as gateway:
             await gateway.versions.load("news", 2, "test")
             serving, second = gateway.models["news"], gateway.versions.find("news", "2")
-            behind = Classifier(Behind(engine, gateway.traffic), parallel_calls=1, timeout_seconds=60, workers=1)
+            behind = Classifier(
+                Behind(engine, gateway.traffic),
+                parallel_calls=1,
+                timeout_seconds=60,
+                workers=1,
+                admission=Admission(UNBOUND),
+            )
             shadow = Shadow(serving, second, behind, gateway.telemetry, room=len("大国新闻") * 4)
             line = gateway.versions.line("news")
             assert line is not None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ import httpx
 import pytest
 
 from serving.keys import hash_of
-from tests.serving.conftest import Server, eventually, options
+from tests.serving.conftest import Server, eventually, free_port, options
 from tests.serving.versions_tree import BROKEN, make_versions
 
 pytestmark = pytest.mark.slow
@@ -64,17 +67,19 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["onnx", "triton"])
 def server(request: pytest.FixtureRequest, bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("log")
-    shutil.copy(bundles / "versions.json", log)
-    server = Server(
-        log,
-        *options(bundles, request.param),
-        SLIPWAY_VERSIONS_FILE=str(log / "versions.json"),
-        SLIPWAY_ADMIN_KEY_SHA256=hash_of(ADMIN["Authorization"].removeprefix("Bearer ")),
-    ).until_ready()
+    server = served(bundles, tmp_path_factory.mktemp("log"), *options(bundles, request.param))
     yield server
     assert server.stop() == 0, server.output
     assert "Traceback" not in server.output, server.output
+
+
+def served(bundles: Path, log: Path, *options: str, **environment: str) -> Server:
+    """A gateway with its own file of decisions and an administrator's key."""
+    shutil.copy(bundles / "versions.json", log)
+    key = hash_of(ADMIN["Authorization"].removeprefix("Bearer "))
+    decisions = str(log / "versions.json")
+    environment = {"SLIPWAY_ADMIN_KEY_SHA256": key, "SLIPWAY_VERSIONS_FILE": decisions, **environment}
+    return Server(log, *options, **environment).until_ready()
 
 
 @pytest.fixture
@@ -255,3 +260,56 @@ def test_the_log_says_who_changed_what(admin: Admin) -> None:
     admin.change("POST", ":rollback")
     eventually(lambda: admin.server.output.count("1 stays for a rollback, by key environment-admin") >= 1)
     assert re.search(r"news: version 1 is promoted, 2 stays .* request [0-9a-f]{16}", admin.server.output)
+
+
+@pytest.mark.parametrize("server", ["triton"], indirect=True)
+def test_a_triton_that_is_started_anew_has_the_versions_that_were_loaded(server: Server, admin: Admin) -> None:
+    admin.change("POST", "/versions/2:promote")
+    killed = server.triton_pid
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: server.triton_pid != killed)
+    eventually(lambda: admin.http.get("/health/ready").status_code == 200)
+
+    assert admin.predicted(TEXTS[0])[0] == 2
+    assert admin.change("POST", ":rollback")["serving"] == 1
+    assert admin.predicted(TEXTS[0])[0] == 1
+
+
+@pytest.fixture
+def fixed_triton(server: Server, bundles: Path, tmp_path: Path) -> Iterator[str]:
+    """A Triton of its own that has the versions 1 and 2 and takes no others; its host and port."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("news@1", "news@2"):
+        (repository / name).symlink_to(bundles.parent / "model_repository" / name)
+    # As the supervised one was started, but for its models and its ports.
+    known = Path("/proc") / str(server.triton_pid)
+    program, *given = known.joinpath("cmdline").read_bytes().decode().rstrip("\0").split("\0")
+    kept = [item for item in given if not re.match(r"--(model-|load-|backend-config|\w+-port)", item)]
+    ports = [free_port() for _ in range(3)]
+    command = [program, *kept, f"--model-repository={repository}", "--model-control-mode=none"]
+    command += [f"--{kind}-port={port}" for kind, port in zip(("grpc", "http", "metrics"), ports, strict=True)]
+    environment = dict(item.partition("=")[::2] for item in known.joinpath("environ").read_text().split("\0") if item)
+    with (tmp_path / "triton.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    yield f"127.0.0.1:{ports[0]}"
+    process.terminate()
+    process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("server", ["triton"], indirect=True)
+def test_a_triton_that_takes_no_models_serves_the_versions_that_it_has_and_the_rest_is_refused(
+    server: Server, fixed_triton: str, bundles: Path, tmp_path: Path
+) -> None:
+    elsewhere = served(bundles, tmp_path, "--engine", "triton", "--bundles", str(bundles), TRITON_URL=fixed_triton)
+    admin = Admin(elsewhere)
+    assert admin.change("POST", "/versions/2:promote")["serving"] == 2
+    assert admin.predicted(TEXTS[0])[0] == 2
+    refused = admin.change("POST", "/versions/3:promote", 409)["detail"]
+    assert "--model-control-mode=explicit" in refused and "news@3" in refused
+    # What it had by itself it keeps.
+    admin.change("POST", "/versions/1:unload")
+    assert admin.change("POST", ":rollback")["serving"] == 1
+    assert admin.predicted(TEXTS[0])[0] == 1
+    admin.http.close()
+    assert elsewhere.stop() == 0, elsewhere.output
