@@ -42,11 +42,13 @@ def run(
     form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
     out: Out = Path("artifacts"),
     force: Annotated[bool, typer.Option("--force", help="Train anew even if the bundle is up to date.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Train in so many processes, each on a GPU if there are.")] = 1,
 ) -> None:
     """Reads, trains (or resumes), evaluates, writes the bundle.
 
     Example: python -m finetune run reviews
     """
+    from finetune import parallel
     from finetune.prepare import prepare
     from finetune.recipe import load
     from finetune.save import up_to_date
@@ -55,11 +57,14 @@ def run(
     if form not in ("quick", "full"):
         raise SystemExit("--form must be quick or full")
     chosen = load(recipe, form)  # type: ignore[arg-type]
+    if processes > 1:
+        options = ["run", recipe, "--form", form, "--out", str(out)] + ["--force"] * force
+        raise SystemExit(parallel.launch(processes, options))
     folder = out / chosen.name
     root, run_folder = folder / "bundle", folder / "run"
     console.print(f"[bold]finetune {chosen.name}[/bold] ({form} form): {chosen.summary}")
     prepared = prepare(chosen, say)
-    if force:
+    if force and parallel.rank() == 0:
         shutil.rmtree(run_folder, ignore_errors=True)
     elif _is_current(root, prepared, up_to_date):
         say(f"{root} is up to date with this recipe and data; nothing to do (FORCE=1 or --force trains anew)")
@@ -82,6 +87,7 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
     from rich.progress import Progress
 
     from bundle.manifest import Joining, Pooling, Quality
+    from finetune import parallel
     from finetune.answers import predict_rows
     from finetune.baseline import tfidf_baselines
     from finetune.evaluate import choose_pooling, evaluate, show, with_thresholds, write
@@ -91,6 +97,8 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
 
     recipe, task = prepared.recipe, prepared.task
     trained = train(prepared, run_folder, say)
+    if parallel.rank():  # the first process evaluates and saves
+        return
     say(
         f"trained {trained.steps:,} of {trained.planned:,} steps in {_minutes(trained.seconds)}"
         + (f" (resumed from step {trained.resumed_from:,})" if trained.resumed_from else "")
@@ -374,6 +382,53 @@ def diagnose(
         say("  " + ", ".join(f"{name} {_short(value)}" for name, value in spell.finding.evidence.items()))
     if not spells:
         say("nothing wrong was found")
+
+
+@app.command(name="lr-range")
+def lr_range(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
+    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
+    out: Out = Path("artifacts"),
+    low: Annotated[float, typer.Option(help="The sweep's first rate.")] = 1e-6,
+    high: Annotated[float, typer.Option(help="The sweep's last rate.")] = 1.0,
+    updates: Annotated[int, typer.Option(min=10, help="Updates of the sweep.")] = 100,
+    check: Annotated[int, typer.Option(min=0, help="Updates of each run that tries a rate; 0 tries none.")] = 40,
+) -> None:
+    """Sweeps the learning rate and suggests one, as a hint that is tried in two short runs.
+
+    Example: python -m finetune lr-range news
+    """
+    from finetune.lr_range import range_test
+    from finetune.prepare import prepare
+    from finetune.recipe import load
+
+    if not 0 < low < high:
+        raise SystemExit("--low must be above 0 and below --high")
+    chosen = load(recipe, form)  # type: ignore[arg-type]
+    folder = out / chosen.name / "lr-range"
+    range_test(prepare(chosen, say), folder, say, low=low, high=high, updates=updates, check=check)
+
+
+@app.command()
+def sensitivity(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
+    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
+    out: Out = Path("artifacts"),
+    budget: Annotated[float, typer.Option(min=0, max=1, help="Share of the encoder's weights to train.")] = 0.3,
+    batches: Annotated[int, typer.Option(min=1, help="Batches that are measured.")] = 16,
+    warm: Annotated[int, typer.Option(min=0, help="Updates of the new head alone before.")] = 32,
+) -> None:
+    """Ranks the layers by what they weigh in the loss and proposes which to train under a budget.
+
+    Example: python -m finetune sensitivity news --budget 0.2
+    """
+    from finetune.prepare import prepare
+    from finetune.recipe import load
+    from finetune.sensitivity import analyse
+
+    chosen = load(recipe, form)  # type: ignore[arg-type]
+    folder = out / chosen.name / "sensitivity"
+    analyse(prepare(chosen, say), folder, say, batches=batches, warm=warm, budget=budget)
 
 
 def _short(value: object) -> str:

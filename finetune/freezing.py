@@ -100,6 +100,11 @@ class Freezer:
         for name, place, parameter in self.parameters:
             parameter.stop_gradient = not self.trains(name, place, frozen, turned)
 
+    def finish(self) -> None:
+        """Trains at once what the recipe trains in the end."""
+        for name, place, parameter in self.parameters:
+            parameter.stop_gradient = not self.may_train(name, place)
+
     def next(self, history: History) -> Finding | None:
         """By diagnosis: why the next layer should be trained now, after an evaluation.
 

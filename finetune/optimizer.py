@@ -42,9 +42,12 @@ def make_optimizer(prepared: Prepared, freezer: Freezer, scheduler: Any) -> Any:
         ratios.append((parameter, peaks[place] / settings.learning_rate))
         if not any(part in name for part in ("bias", "norm")):
             decayed.add(parameter.name)
-    groups = [{"params": head, "learning_rate": peaks["head"] / settings.learning_rate}]
-    if encoder:
-        groups.insert(0, {"params": encoder, "learning_rate": 1.0})
+    if settings.sharding != "off":
+        # Paddle shards no parameter groups: encoder and head are clipped together then.
+        groups: list[Any] = [*encoder, *head]
+    else:
+        groups = [{"params": encoder, "learning_rate": 1.0}] if encoder else []
+        groups.append({"params": head, "learning_rate": peaks["head"] / settings.learning_rate})
     optimizer = paddle.optimizer.AdamW(
         learning_rate=scheduler,
         parameters=groups,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.folder import write_atomic
+from finetune import parallel
 from finetune.curve.record import NAME, read
 from finetune.prepare import Prepared, Say
 
@@ -16,10 +17,12 @@ def checkpoint_of(prepared: Prepared, run: Path, say: Say) -> Path | None:
     """The last whole checkpoint of the same recipe and data; another run's checkpoints are removed."""
     run.mkdir(parents=True, exist_ok=True)
     mark = run / "run.json"
-    wanted = {"recipe_sha256": prepared.recipe.checksum(), "data_sha256": prepared.data_sha256}
+    wanted: dict[str, Any] = {"recipe_sha256": prepared.recipe.checksum(), "data_sha256": prepared.data_sha256}
+    if parallel.processes() > 1:
+        wanted["processes"] = parallel.processes()
     known = json.loads(mark.read_text()) if mark.is_file() else None
     folder = run / "checkpoints"
-    if known != wanted:
+    if known != wanted and parallel.rank() == 0:
         if folder.is_dir():
             say(f"recipe or data changed: the checkpoints in {folder} are dropped")
         shutil.rmtree(folder, ignore_errors=True)
@@ -27,6 +30,8 @@ def checkpoint_of(prepared: Prepared, run: Path, say: Say) -> Path | None:
         (run / NAME).unlink(missing_ok=True)
         (run / "history.jsonl").unlink(missing_ok=True)
         write_atomic(mark, json.dumps(wanted))
+        return None
+    if known != wanted:
         return None
     # trainer_state.json is the first file of a checkpoint to be written, rng_state and the scheduler the last.
     whole = [path for path in folder.glob("checkpoint-*") if (path / "scheduler.pdparams").is_file()]

@@ -19,6 +19,7 @@ import numpy as np
 from bundle.encode import Encoded
 from bundle.errors import RecipeError
 from bundle.predict import encode_rows
+from finetune import parallel
 from finetune.answers import predict_rows as predict_rows
 from finetune.batches import Item, plan
 from finetune.curve.intervention import Controller, Hands, strategies
@@ -68,7 +69,11 @@ def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trai
     from finetune.watch import Watch
 
     recipe, seed = prepared.recipe, prepared.recipe.train.seed
-    if recipe.train.amp != "off" and paddle.device.get_device() == "cpu":
+    on_gpu = paddle.device.get_device() != "cpu"
+    parallel.check(recipe, on_gpu)
+    own = run if parallel.rank() == 0 else run / f"process-{parallel.rank()}"
+    own.mkdir(parents=True, exist_ok=True)
+    if recipe.train.amp != "off" and not on_gpu:
         # Measured with 3.2.2: auto_cast computes on in fp32 with a warning, and `linear` has no other kernel here.
         reason = f"{recipe.train.amp} needs a GPU: Paddle {paddle.__version__} has no such kernels for a CPU"
         raise RecipeError(recipe.name, "train.amp", reason, ["off"])
@@ -100,9 +105,9 @@ def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trai
         freezer.apply(0)
         if told := freezer.says():
             say(told)
-        signals = Signals(prepared, batches, run, freezer) if watched else None
-        watch = Watch(run, prepared, [_tokens(batch, encoded) for batch in batches], say, signals, freezer)
-        trainer = make_trainer(model, prepared, encoded, batches, run, signals, freezer)
+        signals = Signals(prepared, batches, own, freezer) if watched else None
+        watch = Watch(own, prepared, [_tokens(batch, encoded) for batch in batches], say, signals, freezer)
+        trainer = make_trainer(model, prepared, encoded, batches, run, own, signals, freezer)
         trainer.add_callback(watch)
         if signals is not None and recipe.curve.control != "off":
             watch.hands = trainer.hands = _hands(trainer, prepared, signals, run, freezer)
@@ -112,7 +117,9 @@ def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trai
             say(f"resuming at step {resumed:,} of {len(batches) // recipe.train.accumulate:,}")
             if signals is not None:
                 signals.load(checkpoint)
-            if had_stopped(trainer, run, resumed, recipe.train.patience):
+            if trainer.delay is not None:
+                trainer.delay.load(checkpoint)
+            if had_stopped(trainer, own, resumed, recipe.train.patience):
                 # PaddleNLP forgets that a run had stopped; with nothing left in the plan it only restores the best.
                 del batches[resumed * recipe.train.accumulate :]
         try:
@@ -127,7 +134,7 @@ def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trai
         time.monotonic() - start,
         float(trainer.state.best_metric or 0.0),
         resumed,
-        read_history(run / "history.jsonl"),
+        read_history(own / "history.jsonl"),
     )
 
 

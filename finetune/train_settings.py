@@ -87,6 +87,20 @@ class Train(Strict):
     )
     head_share: float = Field(default=0.5, ge=0, le=1, description="how often head-heavy reads the first window")
     amp: Literal["off", "fp16", "bf16"] = Field(default="off", description="mixed precision; needs a GPU")
+    recompute: bool = Field(
+        default=False, description="keep no activations of the encoder's layers and compute them anew: memory for time"
+    )
+    sharding: Literal["off", "stage1", "stage2", "stage3"] = Field(
+        default="off",
+        description="ZeRO among the processes of `run --processes`: what each keeps only a share of is the optimizer's "
+        "state; from stage2 on also the gradients; stage3 also the weights",
+    )
+    delay: int = Field(
+        default=0, ge=0, description="updates by which each gradient comes late, as among asynchronous workers"
+    )
+    delay_compensation: float = Field(
+        default=0.0, ge=0, description="λ of g + λ g⊙g⊙(w_now − w_then), which makes up for the delay"
+    )
     eval_every: float = Field(default=0.25, gt=0, le=1, description="share of the run between two dev evaluations")
     patience: int = Field(default=3, ge=1, description="dev evaluations without a better score before the run stops")
     metric: Literal["accuracy", "macro_f1", "micro_f1", "exact_match", "f1", "mean_f1"] | None = Field(
@@ -110,6 +124,8 @@ class Train(Strict):
             # A full form may take back what the quick one says.
             if first in given and second in given and getattr(self, first):
                 raise ValueError(f"give either {first} or {second}, not both")
+        if self.delay_compensation and not self.delay:
+            raise ValueError("delay_compensation needs delay")
         if "head" in self.rates and self.head_learning_rate is not None:
             raise ValueError("give either head_learning_rate or rates.head, not both")
         if self.unfreeze == "by-schedule" and self.head_first >= self.unfreeze_until:
@@ -154,4 +170,8 @@ LATER = (
     "head_first",
     "unfreeze",
     "unfreeze_until",
+    "recompute",
+    "sharding",
+    "delay",
+    "delay_compensation",
 )

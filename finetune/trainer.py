@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddlenlp.trainer import EarlyStoppingCallback, Trainer, TrainingArguments
 from paddlenlp.trainer.trainer_callback import PrinterCallback, ProgressCallback
@@ -17,10 +18,12 @@ from bundle.encode import Encoded
 from bundle.errors import TrainingDiverged
 from bundle.manifest import Joining
 from bundle.predict import metrics_of
+from finetune import parallel
 from finetune.answers import dev_loss, predict_rows
 from finetune.batches import Item
 from finetune.curve.intervention import Hands
 from finetune.curve.signals import Signals
+from finetune.delay import Delay
 from finetune.freezing import Freezer
 from finetune.losses import class_weights, loss_of, regularized
 from finetune.optimizer import make_optimizer, make_schedule
@@ -42,6 +45,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
 
     control: Any
     hands: Hands | None = None
+    delay: Delay | None = None
     adversarial = False
 
     def __init__(
@@ -61,10 +65,19 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
         return paddle.io.DataLoader(
             self.windows,
             batch_sampler=Planned(self.batches),
-            collate_fn=self.windows.collate,
+            collate_fn=self._collate,
             num_workers=0,
             return_list=True,
         )
+
+    def _collate(self, items: list[Any]) -> dict[str, Any]:
+        """A batch; of several processes, this one's rows of it, as long as those of the whole batch."""
+        batch = self.windows.collate(items)
+        if parallel.processes() > 1:
+            rows = parallel.share(list(range(len(items))))
+            batch = {name: values[rows] for name, values in batch.items()}
+            batch["of_rows"] = np.array([len(items)])
+        return batch
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
         outputs = model(inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
@@ -74,8 +87,10 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
         if self.hands is not None:
             knobs = self.hands.controller.knobs
             loss = regularized(loss, outputs, inputs, task, self.loss_weight, knobs, self.model)
+        if "of_rows" in inputs:
+            loss = loss * parallel.weight(int(inputs["of_rows"]))
         if self.signals is not None and not self.adversarial:
-            self.signals.seen(float(loss), inputs, outputs)
+            self.signals.seen(parallel.mean(float(loss)), inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], step_control: int = 0) -> Any:
@@ -96,11 +111,13 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _save_checkpoint(self, model: Any, metrics: Any = None) -> None:
-        if self.signals is not None:
-            # First of all files: a checkpoint counts as whole once its last one is there.
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
+        # First of all files: a checkpoint counts as whole once its last one is there.
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.signals is not None and parallel.rank() == 0:
             self.signals.save(folder)
+        if self.delay is not None:
+            self.delay.save(folder)
         super()._save_checkpoint(model, metrics=metrics)
 
     def _check_loss_valid(self, loss: Any) -> None:
@@ -158,6 +175,7 @@ def make_trainer(
     encoded: list[Encoded],
     batches: list[list[Item]],
     run: Path,
+    own: Path,
     signals: Signals | None,
     freezer: Freezer,
 ) -> WindowTrainer:
@@ -166,7 +184,8 @@ def make_trainer(
     Args:
         encoded: of ``prepared.lessons``.
         batches: the plan.
-        run: the run folder.
+        run: the run folder, in which the processes share their checkpoints.
+        own: that of this process.
     """
     settings = prepared.recipe.train
     windows = Windows(prepared, encoded)
@@ -176,7 +195,7 @@ def make_trainer(
     amp = settings.amp if on_gpu else "off"
     arguments = TrainingArguments(
         output_dir=str(run / "checkpoints"),
-        logging_dir=str(run / "visualdl"),
+        logging_dir=str(own / "visualdl"),
         num_train_epochs=1,  # the plan already holds every pass
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
@@ -202,6 +221,8 @@ def make_trainer(
         skip_memory_metrics=True,
         device="gpu" if on_gpu else "cpu",
         dataloader_num_workers=0,
+        recompute=settings.recompute,
+        sharding="" if settings.sharding == "off" else settings.sharding,
     )
     scheduler = make_schedule(prepared, updates)
     trainer = WindowTrainer(
@@ -212,8 +233,12 @@ def make_trainer(
         model=model,
         args=arguments,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.patience)],
-        optimizers=(make_optimizer(prepared, freezer, scheduler), scheduler),
     )
+    # Not by its argument, which it refuses where it shards.
+    trainer.optimizer, trainer.lr_scheduler = make_optimizer(prepared, freezer, scheduler), scheduler
+    if settings.delay:
+        trainer.delay = Delay(model, settings.delay, settings.delay_compensation)
+        trainer.add_callback(trainer.delay)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     return trainer

@@ -26,6 +26,7 @@ from finetune.batches import Item
 from finetune.curve.record import NAME, Point, Record
 from finetune.freezing import Freezer
 from finetune.model.layers import by_layer
+from finetune.parallel import share
 from finetune.prepare import Prepared
 from finetune.targets import class_target, tag_target
 
@@ -121,7 +122,7 @@ class Signals:
             inputs: what `finetune.train` collates.
             outputs: the model's, in the order of the signature.
         """
-        items = self.batches[self.number] if self.number < len(self.batches) else []
+        items = share(self.batches[self.number]) if self.number < len(self.batches) else []
         self.number += 1
         self.tokens += int(np.prod(inputs["input_ids"].shape))
         if not np.isfinite(loss):
@@ -131,9 +132,11 @@ class Signals:
             # Paddle's mean counts what is ignored; without it the loss is comparable with that of dev.
             tags = inputs["token_labels"].numpy()
             loss *= tags.size / max(1, int((tags >= 0).sum()))
-        self.losses.append(loss)
-        self.since.append(loss)
-        self.window.append(loss)
+        told = self._of_telling_windows(loss, inputs, outputs)
+        if told is not None:
+            self.losses.append(told)
+            self.since.append(told)
+            self.window.append(told)
         if self.believed is not None:
             # A window that tells nothing of its row's label says nothing about that label either.
             tells = inputs["labels"].numpy() >= 0
@@ -303,6 +306,23 @@ class Signals:
             self.best_right = arrays.get("best_right", None)
 
     # Inner looks
+
+    def _of_telling_windows(self, loss: float, inputs: Any, outputs: Any) -> float | None:
+        """The loss of a batch without its windows that tell nothing; None where none tells anything.
+
+        Such a window is best answered evenly, at a loss that is that of chance: counted in, it would make a model that
+        learns look like one that does not. Dev rows have none of them.
+        """
+        if self.task.kind != "single-label" or not self.prepared.recipe.data.neutral:
+            return loss
+        gold = inputs["labels"].numpy()
+        rows = np.flatnonzero(gold >= 0)
+        if not len(rows):
+            return None
+        if len(rows) == len(gold):
+            return loss
+        logits = outputs[0].astype("float32").numpy()[rows]
+        return float(-np.log(np.clip(softmax(logits)[np.arange(len(rows)), gold[rows]], 1e-12, None)).mean())
 
     def _ever_trained(self, model: Any) -> list[Any]:
         if self.freezer is None or not self.freezer.staged:

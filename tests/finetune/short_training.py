@@ -44,12 +44,14 @@ def write_recipe(
     base: Path | None = None,
     train: dict[str, str] | None = None,
     curve: str = "",
+    data: str = "",
 ) -> Path:
     """A recipe with its rows and its base model.
 
     Args:
         train: keys of ``[train]`` as TOML writes their values, in the place of the healthy ones.
         curve: lines of ``[curve]`` and its sub-tables.
+        data: further lines of ``[data]``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "rows.csv", rows or mood_rows(400))
@@ -66,6 +68,7 @@ task = "single-label"
 train = "rows.csv"
 dev = "dev.csv"
 test = "test.csv"
+{data}
 [base]
 model = "{base}"
 licence = "made by the tests"

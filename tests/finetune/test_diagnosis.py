@@ -10,7 +10,8 @@ from finetune.curve.diagnosis import FINDINGS, diagnose, timeline
 from finetune.curve.record import History, read
 from finetune.curve.settings import Thresholds
 from tests.finetune.faults import FAULTS, HEALTHY, train_case
-from tests.finetune.short_training import RUN
+from tests.finetune.short_training import RUN, run, write_recipe
+from tests.tiny_base import mood_rows
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +61,21 @@ def test_an_empty_history_has_no_finding_and_a_threshold_can_be_changed() -> Non
     ]
     assert [finding.name for finding in diagnose(History(RUN, points))] == ["overfitting"]
     assert diagnose(History(RUN, points), Thresholds(gap=0.6)) == []
+
+
+def test_a_model_that_learns_among_windows_that_tell_nothing_is_not_called_stagnant(tmp_path: Path) -> None:
+    """Half of the windows are best answered evenly, at the loss of chance; what is recorded leaves them out."""
+    (tmp_path / "neutral.txt").write_text(
+        "今天北京上海广州人民日报记者张三李四王五在去来了说是不的一大中国" * 3, encoding="utf-8"
+    )
+    recipe = write_recipe(
+        tmp_path,
+        rows=[row for row in mood_rows(400) if len(row[0]) < 40],
+        train={"epochs": "8", "windows": '"random"', "eval_every": "0.25", "watch_rows": "40"},
+        data='neutral = "neutral.txt"\nneutral_share = 1.0',
+        curve="thresholds = { unlearned = 0.3, flat = 0.9 }",
+    )
+    run(recipe, tmp_path / "run")
+    history = read(tmp_path / "run")
+    assert history.of("dev")[-1]["train_loss"] < 0.2 * history.run["chance"]
+    assert "stagnation" not in {finding.name for finding in diagnose(history)}
