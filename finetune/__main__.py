@@ -64,8 +64,9 @@ def run(
     root, run_folder = folder / "bundle", folder / "run"
     console.print(f"[bold]finetune {chosen.name}[/bold] ({form} form): {chosen.summary}")
     prepared = prepare(chosen, say)
-    if force and parallel.rank() == 0:
-        shutil.rmtree(run_folder, ignore_errors=True)
+    if force:
+        if parallel.rank() == 0:
+            shutil.rmtree(run_folder, ignore_errors=True)
     elif _is_current(root, prepared, up_to_date):
         say(f"{root} is up to date with this recipe and data; nothing to do (FORCE=1 or --force trains anew)")
         console.print(f"next: make export RECIPE={recipe}" + (" FORM=full" if form == "full" else ""))
