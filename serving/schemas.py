@@ -112,6 +112,12 @@ class PredictRequest(Strict):
         description="what start and end count: codepoint (Python), utf16 (JavaScript, Java) or byte (UTF-8: Go, Rust)",
     )
 
+    version: int | None = Field(
+        default=None,
+        ge=1,
+        description="the version that answers, of those that are loaded; left out, the server chooses",
+    )
+
     def texts(self) -> list[Text]:
         """The inputs in one form, each with the name of its field."""
         if isinstance(self.inputs, str):
@@ -174,7 +180,8 @@ def parse_options(values: Mapping[str, object], whole: str) -> PredictRequest:
     Raises:
         RequestError: an option is wrong; names it.
     """
-    known = {name: values[name] for name in PredictRequest.model_fields if name in values and name != "inputs"}
+    ours = [name for name in PredictRequest.model_fields if name not in ("inputs", "version")]
+    known = {name: values[name] for name in ours if name in values}
     try:
         return PredictRequest.model_validate({"inputs": "-", **known})
     except ValidationError as error:

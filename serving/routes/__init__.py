@@ -16,18 +16,20 @@ def gateway_of(request: Request) -> Gateway:
     return cast(Gateway, request.app.state.gateway)
 
 
-def chosen(request: Request, name: str, body: bytes) -> ServedModel:
+def chosen(request: Request, name: str, body: bytes, version: int | None = None) -> ServedModel:
     """The version of a model that answers this request; every answer names it in ``X-Model-Version`` (`serving.door`).
 
     Args:
         name: of the model; empty for the default one.
         body: by which a canary's share is told from the others.
+        version: the one that the caller asks for; None leaves it to the server.
 
     Raises:
-        ModelUnknown, RequestError: no such model, or no default one.
+        ModelUnknown, RequestError: no such model or version, or no default one.
     """
     gateway = gateway_of(request)
-    model = gateway.choose(name or gateway.default_model().name, body)
+    name = name or gateway.default_model().name
+    model = gateway.versions.find(name, str(version)) if version else gateway.choose(name, body)
     request.state.model_version = model.version
     return model
 

@@ -65,9 +65,10 @@ async def predict(model: str, request: Request) -> Response:
     """Answers each text, however long: long texts are read in overlapping windows and pooled."""
     gateway = gateway_of(request)
     body = await request.body()
-    served = chosen(request, model, body)
+    name = gateway.model(model).name
     # Parsed here and not by the framework, so that no input can reach a parser without limits.
     wanted = parse_request(body)
+    served = chosen(request, name, body, wanted.version)
     texts = wanted.texts()
     answers = await gateway.answer(served, texts, truncate=wanted.truncate)
     timing = {stage: round(seconds * 1000, 3) for stage, seconds in answers.seconds.items()}

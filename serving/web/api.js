@@ -1,10 +1,24 @@
 // Talks to the server that the page came from: models, one prediction, and the curl line that does the same.
 
-// A model, or a version of one, as the page offers it: {id, name, title, version, format, task, labels, …}.
-export async function listModels() {
-  const response = await fetch("/v1/models");
+// What can be asked: each model as the server chooses its version, and, where several are loaded, each by its number.
+// {id, name, title, version, format, task, labels, …}; `pinned` is the version that is asked for.
+export async function listTargets() {
+  const { models } = await read("/v1/models");
+  const listed = await Promise.all(models.map(async (model) => {
+    const { versions = [] } = await read(`/v1/models/${encodeURIComponent(model.name)}`);
+    const pinned = versions.length < 2 ? [] : versions.map(({ version, roles }) => ({
+      ...model, id: `${model.name}@${version}`, title: `${model.name} @ ${version}${roles.length ? ` (${roles.join(", ")})` : ""}`,
+      version, format: version === model.version ? model.format : "", pinned: version,
+    }));
+    return [{ ...model, id: model.name, title: model.name }, ...pinned];
+  }));
+  return listed.flat();
+}
+
+async function read(path) {
+  const response = await fetch(path);
   if (!response.ok) throw new Error(String(response.status));
-  return (await response.json()).models.map((model) => ({ ...model, id: model.name, title: model.name }));
+  return response.json();
 }
 
 // What is sent: JavaScript counts UTF-16 units, so those are asked for.
@@ -13,6 +27,7 @@ export function bodyOf(target, { text, pair, windows, truncate, top }) {
   if (top) body.top_k = top;
   if (windows) body.return_windows = true;
   if (truncate) body.truncate = true;
+  if (target.pinned) body.version = target.pinned;
   body.offset_unit = "utf16";
   return body;
 }

@@ -1,6 +1,6 @@
 // The page: what is chosen, typed and asked, and what is shown for it.
 
-import { ask, bodyOf, curlOf, listModels } from "./api.js";
+import { ask, bodyOf, curlOf, listTargets } from "./api.js";
 import { drawAnswer, drawDifference, drawProblem, el, inWords } from "./answer.js";
 import { EXAMPLES, WORDS, pickLanguage } from "./words.js";
 
@@ -215,7 +215,7 @@ async function start() {
   state.theme = ["light", "dark"].includes(kept("theme")) ? kept("theme") : "auto";
   setLanguage(pickLanguage(kept("language") || navigator.language));
   try {
-    state.targets = await listModels();
+    state.targets = await listTargets();
   } catch {
     state.shown = { failed: "unreachable" };
     redraw();

@@ -13,8 +13,10 @@ import pytest
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 
+from serving.keys import hash_of
 from tests.serving.browser import Page, open_browser
-from tests.serving.conftest import Server
+from tests.serving.conftest import Server, options
+from tests.serving.versions_tree import make_versions
 
 pytestmark = pytest.mark.slow
 
@@ -196,6 +198,44 @@ def test_two_models_are_compared_side_by_side(page: Page, http: httpx.Client) ->
     scores = {item["label"]: item["score"] for item in other["scores"]}
     largest = max(abs(item["score"] - scores[item["label"]]) for item in one["scores"])
     assert f"{largest:.4f}" in difference
+
+
+def test_two_versions_of_a_model_are_compared_side_by_side(
+    page: Page, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("versions")
+    bundles = make_versions(root, broken=False)
+    key = "the key of the administrator"
+    server = Server(
+        root / "log",
+        *options(bundles, "onnx"),
+        SLIPWAY_VERSIONS_FILE=str(bundles / "versions.json"),
+        SLIPWAY_ADMIN_KEY_SHA256=hash_of(key),
+    ).until_ready()
+    try:
+        with httpx.Client(base_url=server.url, timeout=60, headers={"Authorization": f"Bearer {key}"}) as http:
+            assert http.post("/v1/admin/models/news/versions/2:load").status_code == 200
+            unknown = http.post("/v1/models/news/predict", json={"inputs": "好", "version": 9})
+            assert unknown.status_code == 404 and "version 9" in unknown.json()["detail"]
+
+            def labels(text: str) -> list[str]:
+                bodies = [{"inputs": text, "version": version} for version in (1, 2)]
+                answers = [http.post("/v1/models/news/predict", json=body).json() for body in bodies]
+                assert [answer["version"] for answer in answers] == [1, 2]
+                return [answer["predictions"][0]["label"] for answer in answers]
+
+            texts = [f"{first}{second}大国新闻" for first in "股市涨跌增长人民" for second in "好坏明北"]
+            text = next(text for text in texts if len(set(labels(text))) == 2)
+            one, other = labels(text)
+        Page(page.browser, server.url).open(width=1400).choose("news@1", "news@2")
+        page.fill("text", text)
+        page.ask()
+        for card, version, label in zip(page.all(".sides .result"), (1, 2), (one, other), strict=True):
+            assert f"version {version}" in card.text
+            assert label in card.find_element(By.CSS_SELECTOR, ".verdict").text
+        assert f"{one} and {other}" in page.text(".difference")
+    finally:
+        assert server.stop() == 0, server.output
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(page: Page) -> None:
