@@ -102,7 +102,7 @@ def make_app(gateway: Gateway) -> FastAPI:
             allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Priority", "X-Request-Id", "X-Request-Timeout-Ms"],
-            expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Model-Version", "X-Request-Id"],
         )
     return app
 

@@ -35,9 +35,9 @@ pytestmark = pytest.mark.slow
 
 LONG = PROFILE == "long"
 # Generated requests of each route that follow the description, and as many that break it.
-GENERATED = 120 if LONG else 4
+GENERATED = 50 if LONG else 4
 # Mutated requests, in all.
-MUTATED = 20_000 if LONG else 800
+MUTATED = 10_000 if LONG else 800
 SEED = int(time.time()) if LONG else 1
 MODELS = ("news", "news-int8", "ner", "pairs", "topics", "desk")
 ADMIN_KEY = "the key of the administrator"
@@ -208,6 +208,7 @@ SHARDS = (
         b"Content-Encoding: gzip\r\n",
         b"Range: bytes=0-1\r\n",
     ),
+    *(b"X-Request-Timeout-Ms: 1\r\n", b"X-Priority: bulk\r\n", b"traceparent: 00-0-0-00\r\n"),
     *(b"Authorization: Bearer \xff\r\n", b"Inference-Header-Content-Length: -1\r\n", b"If-None-Match: *\r\n"),
 )
 
