@@ -62,6 +62,11 @@ report: $(READY) ## RUN="news reviews" (folders or names) on one HTML page: curv
 
 claims: $(READY) ## what articles claim of fine-tuning, measured again; resumes; then make tables writes docs/claims.md
 	@$(PY) -m finetune claims $(ARGS)
+chaos: $(READY) ## kill, hang, flood and stop a gateway of its own under traffic; compares every answer; writes docs/bench/chaos.*
+	@$(PY) -m loadtests chaos --engine $(ENGINE) --bundles $(ARTIFACTS) --repository $(REPOSITORY) $(ARGS)
+
+soak: $(READY) ## 30 minutes at 80% of the capacity: are memory and latency flat? ARGS="--minutes 5"; writes docs/bench/soak.*
+	@$(PY) -m loadtests soak --engine $(ENGINE) --bundles $(ARTIFACTS) --repository $(REPOSITORY) $(ARGS)
 
 tables: $(READY) ## write the measured tables of README and docs from their results files
 	@$(PY) docs/tables.py

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from loadtests.chaos_command import chaos
+from loadtests.soak_command import soak
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+app.command()(chaos)
+app.command()(soak)
 
 
 @app.callback()

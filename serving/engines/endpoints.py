@@ -116,9 +116,9 @@ class Endpoint:
         if state == "out":
             self._asked.clear()
         if state != self.state:
-            log.log(
-                logging.INFO if state == "up" else logging.WARNING, "%s is %s%s", self.name, state, why and f": {why}"
-            )
+            level = logging.INFO if state == "up" else logging.WARNING
+            told = f": {why}; {len(self._calls)} calls are under way" if why else ""
+            log.log(level, "%s is %s%s", self.name, state, told)
             self.since = asyncio.get_running_loop().time()
         self.state, self.why = state, why
         self._pool.tell()

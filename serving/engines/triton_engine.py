@@ -161,7 +161,7 @@ class TritonEngine:
         try:
             return await self._call(endpoint, model, input_ids, token_type_ids)
         except Lost as lost:
-            log.warning("a call of %s is asked again: %s", model.id, lost.why)
+            log.debug("a call of %s is asked again: %s", model.id, lost.why)
         # Once only, so that a text which ends servers does not go round among them.
         self.repeated += 1
         again = await self._some(model, avoid=endpoint)
@@ -295,7 +295,8 @@ class TritonEngine:
                 self._models[name] for name in endpoint.lacking if name in self._models and name not in found | kept
             ]
             endpoint.up(kept | found | await self._proved(endpoint, back))
-            if stuck := endpoint.unanswered(self._timeout):
+            # One call is seconds of work at most, and few wait at the server.
+            if stuck := endpoint.unanswered(2 * self._hang):
                 await self._unstick(endpoint, [self._models[name] for name in stuck if name in self._models])
         if endpoint.state == "silent":
             if self._up():
