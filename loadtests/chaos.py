@@ -30,10 +30,13 @@ USERS, PAUSE, NEWCOMERS = 8, 0.02, 5.0
 # A flood is so many times what the server can do, for so many seconds, in requests of so many texts.
 FLOOD, FLOOD_SECONDS, FLOOD_TEXTS = 10, 5.0, 8
 CAPACITY_SECONDS = 5.0
+# Versions of the model, with the same weights: the gateway serves the newer one. How often they are swapped.
+KEPT, SERVED, SWAPS = 1, 2, 2
 # Callers who hang up, one after the other.
 HANG_UPS = 200
 # The blows that the report judges in a way of their own.
 MODELS = "the models in Triton are killed"
+SWAPPED = "versions are loaded and swapped"
 TWICE, STOPPED, FULL = "Triton is killed twice", "the gateway is told to stop", "the disk of the logs is full"
 FLOODED = f"{FLOOD} times the load"
 # Settings of the gateway under test: a hang is noticed soon, a stop has a time of grace.
@@ -66,10 +69,13 @@ class Chaos:
 
     Args:
         say: told what is being done.
+        admin_key: of the gateway.
     """
 
-    def __init__(self, gateway: OwnGateway, callers: Callers, say: Callable[[str], None]) -> None:
-        self.gateway, self.callers, self.say = gateway, callers, say
+    def __init__(
+        self, gateway: OwnGateway, callers: Callers, say: Callable[[str], None], *, admin_key: str = ""
+    ) -> None:
+        self.gateway, self.callers, self.say, self._admin_key = gateway, callers, say, admin_key
         self.blows: list[Blow] = []
         self.capacity = 0.0
         self._ready: list[tuple[float, bool]] = []
@@ -89,6 +95,7 @@ class Chaos:
                 await self._blow(MODELS, self._kill_stubs, self._ready_now)
                 self.blows[-1].notes["triton_ended"] = self.gateway.triton() != self._struck
                 await self._blow(TWICE, self._kill_twice, self._other_triton)
+            await self._blow(SWAPPED, self._swap, self._ready_now)
             await self._blow(FLOODED, self._flood, self._ready_now)
             await self._blow("callers hang up", self._hang_up, self._nobody_is_left)
             await self._blow(STOPPED, self._stop, None)
@@ -198,6 +205,21 @@ class Chaos:
             "answered": sum(one.status == 200 for one in found),
             "refused": sum(one.refused for one in found),
         }
+
+    async def _swap(self) -> dict[str, Any]:
+        """Another version is loaded, serves, goes back into the second row, and is unloaded."""
+        base = f"{self.callers.host}/v1/admin/models/{self.callers.model}"
+        statuses: dict[str, list[int]] = {}
+        steps = (f"/versions/{KEPT}:load", f"/versions/{KEPT}:promote", ":rollback", f"/versions/{KEPT}:unload")
+        async with self.callers.session() as session:
+            for step in steps * SWAPS:
+                headers = {"Authorization": f"Bearer {self._admin_key}"}
+                async with session.post(base + step, headers=headers) as response:
+                    statuses.setdefault(step, []).append(response.status)
+                    if response.status != 200:
+                        self.say(f"{step}: {(await response.text())[:300]}")
+                await asyncio.sleep(0.5)
+        return {"statuses": statuses}
 
     async def _hang_up(self) -> dict[str, Any]:
         """Callers that leave: before the body is whole, and while they should be waiting for the answer."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from loadtests.chaos import FLOODED, FULL, MODELS, STOPPED, TWICE, Blow
+from loadtests.chaos import FLOODED, FULL, MODELS, STOPPED, SWAPPED, TWICE, Blow
 
 SCHEMA = "slipway.chaos/1"
 # Seconds after which a refusal came too late to be one at the door: the request had been let in, and was given up.
@@ -77,6 +77,11 @@ def failures(rows: Sequence[dict[str, Any]]) -> list[str]:
             found.append(f"{name}: not ready again in time")
         if not row["right_answers"]:
             found.append(f"{name}: no request was answered")
+        undone = [step for step, statuses in row["notes"].get("statuses", {}).items() if set(statuses) != {200}]
+        if undone:
+            found.append(f"{name}: refused: {', '.join(undone)}")
+        if name == SWAPPED and row["refused"]:
+            found.append(f"{name}: {sum(row['refused'].values())} requests were refused")
         if name in (STOPPED, FULL) and row["notes"].get("exit_status") != 0:
             found.append(f"{name}: it ended with {row['notes'].get('exit_status')}")
     return found

@@ -61,6 +61,11 @@ class Endpoint:
         self.lacking = lacking or {}
         self._become("up", "")
 
+    def lacks(self, model: str, why: str) -> None:
+        """Takes no calls for this model until it is found to have it again."""
+        self.lacking[model] = why
+        self._pool.tell()
+
     def silent(self, why: str) -> None:
         """Takes no new calls; those under way may yet be answered."""
         self._become("silent", why)

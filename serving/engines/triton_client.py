@@ -50,6 +50,10 @@ class Failed(EngineUnavailable):
     """The server is there, and could not compute the call: its stub died, or the model raised an error."""
 
 
+class Missing(EngineUnavailable):
+    """The server is there, and has not loaded the model: it is stopping, say, or somebody unloaded it."""
+
+
 class TritonClient:
     """A connection to one Triton.
 
@@ -71,7 +75,7 @@ class TritonClient:
         """As `Engine.infer`.
 
         Raises:
-            Gone, Failed: it may be asked again.
+            Gone, Missing, Failed: it may be asked again.
             EngineUnavailable, EngineTimeout: asking again would not help.
         """
         inputs = []
@@ -199,7 +203,7 @@ class TritonClient:
         if "queue" in message.lower():
             return EngineUnavailable("Triton's queue is full")
         if "unknown model" in message.lower():
-            return Failed("Triton has not loaded the model")
+            return Missing("Triton has not loaded the model")
         if status.endswith(("UNAVAILABLE", "CANCELLED")):
             return Gone(self._away() or "Triton does not answer")
         return Failed("Triton failed to compute the answer")

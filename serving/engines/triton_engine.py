@@ -20,7 +20,7 @@ from bundle.errors import BundleError, EngineError, EngineUnavailable
 from serving.catalogue import ServedModel
 from serving.engines import Watcher
 from serving.engines.endpoints import Endpoint, Lost, Pool
-from serving.engines.triton_client import Failed, Gone, TritonClient
+from serving.engines.triton_client import Failed, Gone, Missing, TritonClient
 from serving.engines.triton_repository import check_repository
 from serving.supervisor import Supervisor
 
@@ -218,6 +218,9 @@ class TritonEngine:
             if self._clients.get(endpoint) is client:
                 endpoint.out(gone.reason)
             raise Lost(gone.reason) from gone
+        except Missing as missing:
+            endpoint.lacks(model.id, missing.reason)
+            raise Lost(missing.reason) from missing
         except Failed as failed:
             endpoint.hears(model.id)
             raise Lost(failed.reason) from failed
