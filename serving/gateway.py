@@ -259,7 +259,8 @@ class Gateway:
             BusyError: it was not let in; tells when a retry makes sense.
             EngineUnavailable, EngineTimeout: no answer now.
         """
-        self.engine.check_open(model)
+        if not terms.patient:  # a stream that was let in is carried over an outage, line by line
+            self.engine.check_open(model)
         try:
             if terms.caller is not None:
                 await _rated(terms.caller, len(texts), patient=terms.patient)

@@ -40,12 +40,28 @@ _TRY: dict[TaskKind, object] = {
 }
 
 
+# Seconds between closing the port and closing connections that nothing was read from: a request may be on its way.
+LAST_CALL = 0.25
+
+
 class Server(uvicorn.Server):
-    """uvicorn without signal handlers of its own."""
+    """uvicorn without signal handlers of its own, which takes in what was sent before the port was closed."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A turn of the loop accepts whoever waits for it; closing the port would reset them.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        if not self.force_exit:
+            await asyncio.sleep(LAST_CALL)
+        await super().shutdown(sockets)
 
 
 class _Stop:

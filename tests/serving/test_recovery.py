@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -32,6 +33,10 @@ def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         folder,
         *("--engine", "triton", "--bundles", str(bundles), "--model-repository", str(folder / "model_repository")),
         SLIPWAY_HANG_SECONDS="1",
+        # However long a restart takes on a busy machine.
+        SLIPWAY_RECOVER_SECONDS="100",
+        SLIPWAY_TIMEOUT_SECONDS="100",
+        SLIPWAY_MAX_TIMEOUT_SECONDS="100",
     ).until_ready()
     yield server
     assert server.stop() == 0, server.output
@@ -41,17 +46,18 @@ def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 class Asked:
     """Requests that are under way; ``answers`` has what came of them once `join` returned."""
 
-    def __init__(self, server: Server, count: int) -> None:
+    def __init__(self, server: Server, count: int, besides: int = 0) -> None:
         self.answers: list[httpx.Response] = []
         self._url = server.url
         self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
         for thread in self._threads:
             thread.start()
         # One is the look at the metrics itself.
-        eventually(lambda: f"slipway_requests_in_flight {count + 1}.0" in httpx.get(self._url + "/metrics").text)
+        flying = count + besides + 1
+        eventually(lambda: f"slipway_requests_in_flight {flying}.0" in httpx.get(self._url + "/metrics").text)
 
     def _ask(self) -> None:
-        self.answers.append(httpx.post(self._url + PREDICT, json=BODY, timeout=60))
+        self.answers.append(httpx.post(self._url + PREDICT, json=BODY, timeout=120))
 
     def join(self) -> list[httpx.Response]:
         for thread in self._threads:
@@ -64,7 +70,7 @@ def ready(server: Server) -> httpx.Response:
 
 
 def ask(server: Server) -> httpx.Response:
-    return httpx.post(server.url + PREDICT, json=BODY, timeout=60)
+    return httpx.post(server.url + PREDICT, json=BODY, timeout=120)
 
 
 def predictions(answer: httpx.Response) -> Any:
@@ -74,9 +80,24 @@ def predictions(answer: httpx.Response) -> Any:
 
 def test_a_killed_triton_comes_back_and_what_was_under_way_is_answered_as_before(server: Server) -> None:
     before, killed = predictions(ask(server)), server.triton_pid
+    dead, lines = threading.Event(), [json.dumps(text).encode() + b"\n" for text in BODY["inputs"]]
+
+    def stream() -> Iterator[bytes]:
+        yield lines[0]
+        dead.wait()
+        yield from lines[1:]
+
+    def read() -> None:
+        answer = httpx.post(server.url + PREDICT + "/stream", content=stream(), timeout=120)
+        streamed.extend(json.loads(line) for line in answer.text.splitlines())
+
+    streamed: list[dict[str, Any]] = []
+    streaming = threading.Thread(target=read)
+    streaming.start()
+    eventually(lambda: "slipway_requests_in_flight 2.0" in httpx.get(server.url + "/metrics").text)
     # Stopped first, so that the requests are surely under way when it dies.
     psutil.Process(killed).suspend()
-    under_way = Asked(server, 3)
+    under_way = Asked(server, 3, besides=1)
     os.kill(killed, signal.SIGKILL)
 
     refused: list[httpx.Response] = []
@@ -85,8 +106,11 @@ def test_a_killed_triton_comes_back_and_what_was_under_way_is_answered_as_before
     assert refused[-1].headers["content-type"] == "application/problem+json"
     assert "Triton" in refused[-1].json()["detail"]
     assert ready(server).status_code == 503
+    dead.set()
 
     assert [predictions(answer) for answer in under_way.join()] == [before] * 3
+    streaming.join()
+    assert [line["prediction"] for line in streamed] == before
     eventually(lambda: ready(server).status_code == 200)
     assert server.triton_pid != killed
     assert predictions(ask(server)) == before
@@ -132,7 +156,7 @@ def test_a_triton_that_comes_back_with_other_weights_is_not_let_in(
     eventually(lambda: "does not compute what the bundle promises" in ready(server).text)
     assert ready(server).json()["models"]["ner"] == "ready"
     assert ask(server).status_code == 503
-    assert httpx.post(server.url + "/v1/models/ner/predict", json={"inputs": "好"}, timeout=60).status_code == 200
+    assert httpx.post(server.url + "/v1/models/ner/predict", json={"inputs": "好"}, timeout=120).status_code == 200
 
     graph.write_bytes(right)
     os.kill(server.triton_pid, signal.SIGKILL)
