@@ -62,6 +62,7 @@ report: $(READY) ## RUN="news reviews" (folders or names) on one HTML page: curv
 
 claims: $(READY) ## what articles claim of fine-tuning, measured again; resumes; then make tables writes docs/claims.md
 	@$(PY) -m finetune claims $(ARGS)
+
 chaos: $(READY) ## kill, hang, flood and stop a gateway of its own under traffic; compares every answer; writes docs/bench/chaos.*
 	@$(PY) -m loadtests chaos --engine $(ENGINE) --bundles $(ARTIFACTS) --repository $(REPOSITORY) $(ARGS)
 
@@ -143,4 +144,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	@.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	@touch $@
 
-.PHONY: finetune export plan serve evaluate bench references loadtest report claims tables test test-unit properties fuzz audit check recipes setup lock clean help
+.PHONY: finetune export plan serve evaluate bench references loadtest chaos soak report claims tables test test-unit properties fuzz audit check recipes setup lock clean help
