@@ -24,8 +24,9 @@ SCHEMA = "slipway.soak/1"
 SHARE, CAPACITY_SECONDS, CAPACITY_USERS = 0.8, 20.0, 16
 # The first part of a run fills pools and caches: this share of it is sampled and not judged.
 SETTLING = 0.2
-# Rise per hour that does not matter: of memory, and of a latency, as shares of their medians.
+# Rise per hour that does not matter, of memory and of a latency, as shares of their medians; and in all, MiB and ms.
 MEMORY_ALLOWED, LATENCY_ALLOWED = 0.02, 0.25
+MEMORY_FLOOR, LATENCY_FLOOR = 1.0, 5.0
 # Fewer samples tell nothing.
 MIN_SAMPLES = 10
 
@@ -71,6 +72,8 @@ async def soak(
             # What is not over yet belongs to the next interval.
             done, callers.outcomes[:] = list(callers.outcomes), []
             sample = _sample(time.monotonic() - begun, done) | memory(gateway)
+            if load.done() and time.monotonic() - begun < (len(samples) + 0.5) * every:
+                sample |= {"p50_ms": None, "p99_ms": None}  # of a piece of an interval they tell nothing
             samples.append(sample)
             say(", ".join(f"{name} {value}" for name, value in sample.items()))
         await load
@@ -106,8 +109,8 @@ def judged(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in ("gateway_mib", "triton_mib", "models_mib", "p50_ms", "p99_ms"):
         points = [(sample["at_s"], sample[name]) for sample in settled if sample.get(name) is not None]
         if len(points) >= MIN_SAMPLES:
-            allowed = MEMORY_ALLOWED if name.endswith("_mib") else LATENCY_ALLOWED
-            trends[name] = trend([at for at, _ in points], [value for _, value in points], allowed)
+            allowed = (MEMORY_ALLOWED, MEMORY_FLOOR) if name.endswith("_mib") else (LATENCY_ALLOWED, LATENCY_FLOOR)
+            trends[name] = trend([at for at, _ in points], [value for _, value in points], *allowed)
     return {
         "requests": sum(sample["requests"] for sample in samples),
         "refused": sum(sample["refused"] for sample in samples),

@@ -81,11 +81,10 @@ def soak(
     write_json(out / "soak.json", record)
     for series, item in record["trends"].items():
         verdict = "flat" if item["flat"] else "NOT FLAT"
-        typer.echo(
-            f"{series}: {verdict}, median {item['median']}, {item['slope_per_hour']:+} per hour "
-            f"({item['slope_share_per_hour']:+.1%}, allowed +{item['allowed_share_per_hour']:.0%}; by chance in "
-            f"{item['chance']:.1%})"
-        )
+        told = f"{series}: {verdict}, median {item['median']}, {item['slope_per_hour']:+} per hour"
+        allowed = f"+{item['allowed_share_per_hour']:.0%} per hour or +{item['allowed_in_all']:g} in all"
+        share, chance = item["slope_share_per_hour"], item["chance"]
+        typer.echo(f"{told} ({share:+.1%}; allowed {allowed}; by chance in {chance:.1%})")
     typer.echo(f"{record['requests']} requests, {record['refused']} refused, {record['faulty']} faulty")
     told = {True: "flat", False: "NOT FLAT", None: "too short to tell"}[record["flat"]]
     typer.echo(f"{told}; wrote {out}/soak.json and {out}/soak.png")

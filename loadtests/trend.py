@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The chance below which a trend is none, and from which change per hour one matters, as a share of the median.
+# Only what happens less often than this by chance is a trend.
 CHANCE = 0.01
 
 
@@ -37,12 +37,16 @@ def chance_of(values: Sequence[float]) -> float:
     return math.erfc(z / math.sqrt(2))
 
 
-def trend(times: Sequence[float], values: Sequence[float], allowed_per_hour: float) -> dict[str, object]:
+def trend(
+    times: Sequence[float], values: Sequence[float], allowed_per_hour: float, floor: float = 0.0
+) -> dict[str, object]:
     """Judges a series.
 
     Args:
         times: seconds.
         allowed_per_hour: rise per hour that does not matter, as a share of the median.
+        floor: rise over the whole series that does not matter, in the unit of the values; of a short series, a single
+            step of a pool would otherwise be a steep slope.
 
     Returns:
         the slope per hour, as a share of the median and with its unit; the probability; whether the series is flat.
@@ -51,11 +55,13 @@ def trend(times: Sequence[float], values: Sequence[float], allowed_per_hour: flo
     middle = float(np.median(np.asarray(values))) if len(values) else 0.0
     slope, chance = slope_of(times, values) * 3600, chance_of(values)
     share = slope / middle if middle else 0.0
+    rise = slope / 3600 * (times[-1] - times[0]) if len(times) else 0.0
     return {
         "median": round(middle, 2),
         "slope_per_hour": round(slope, 3),
         "slope_share_per_hour": round(share, 4),
         "chance": round(chance, 4),
         "allowed_share_per_hour": allowed_per_hour,
-        "flat": chance >= CHANCE or share <= allowed_per_hour,
+        "allowed_in_all": floor,
+        "flat": chance >= CHANCE or share <= allowed_per_hour or rise <= floor,
     }

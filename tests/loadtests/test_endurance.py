@@ -111,6 +111,7 @@ def test_noise_is_flat_growth_is_not_and_growth_too_small_to_matter_is() -> None
     found = trend(times, leak, 0.02)
     assert not found["flat"] and abs(float(str(found["slope_share_per_hour"])) - 0.1) < 0.03
     assert trend(times, leak, 0.2)["flat"]
+    assert trend(times, leak, 0.02, floor=4)["flat"] and not trend(times, leak, 0.02, floor=3)["flat"]
     assert trend(times, [200 - value for value in leak], 0.02)["flat"]
     assert trend(times, [100.0] * 120, 0.02)["flat"]
 
