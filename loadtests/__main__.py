@@ -224,6 +224,105 @@ def bulk(
         raise typer.Exit(1)
 
 
+@app.command()
+def overload(
+    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Model to ask; the first one served by default.")] = None,
+    factor: Annotated[float, typer.Option(min=1, help="So many times the peak is offered.")] = 10.0,
+    users: Annotated[str, typer.Option(help="Numbers of users to try for the peak, with commas.")] = "4,8,16,32",
+    rounds: Annotated[int, typer.Option(min=1, help="Of peak and overload, one after the other.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="Measured seconds of each.")] = 15.0,
+    warmup: Annotated[float, typer.Option(min=0, help="Seconds of each before, not counted.")] = 5.0,
+    deadline: Annotated[float, typer.Option(min=0.01, help="Seconds within which an answer is in time.")] = 10.0,
+    connections: Annotated[int, typer.Option(min=1, help="Most connections of the open loop.")] = 480,
+    short_share: Annotated[float, typer.Option(min=0, max=1, help="Share of requests that are one sentence.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 13,
+    texts: Annotated[
+        Path | None, typer.Option(help="JSONL file of texts; the model's test split under artifacts/ by default.")
+    ] = None,
+    max_chars: Annotated[int, typer.Option(help="Leave out longer texts.")] = 5000,
+    min_ratio: Annotated[float, typer.Option(help="Exit with 1 when less of the peak is kept, 0 to 1.")] = 0.9,
+    publish: Annotated[
+        Path | None, typer.Option(help="Write the figures there, such as docs/bench/overload-news-onnx.json.")
+    ] = None,
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The host is not this machine, but mine.")] = (
+        False
+    ),
+) -> None:
+    """Offers ten times what the gateway can do, and measures what it still does right and in time.
+
+    Examples:
+
+      python -m loadtests overload
+
+      python -m loadtests overload --users 16 --rounds 5 --publish docs/bench/overload-news-onnx.json
+    """
+    import os
+
+    from rich.console import Console
+
+    from loadtests.errors import LoadTestError
+    from loadtests.overload import Load, engine_of, record
+    from loadtests.overload import overload as measure
+    from loadtests.plan import check_host
+    from loadtests.run import default_texts, find_model, write_json
+    from loadtests.texts import read_mix
+
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        host = check_host(host, allow_remote=allow_remote)
+        found = find_model(host, model)
+        name = str(found["name"])
+        file = texts or default_texts(name)
+        pairs = found.get("task") == "text-pair"
+        mix = read_mix(file, short_share=short_share, seed=seed, max_chars=max_chars, pairs=pairs)
+        levels = [int(part) for part in users.split(",") if part.strip().isdecimal() and int(part)]
+        if not levels:
+            raise LoadTestError(f"--users {users}: name numbers of users, such as 8,16")
+        console.print(f"loads   {host}, {name}, texts of {file}, answers in time within {deadline:g} s", markup=False)
+        before, engine = round(os.getloadavg()[0], 2), engine_of(host, name)
+        load = Load(host, name, mix, deadline, seconds, warmup, connections)
+        figures = measure(
+            load,
+            users=levels,
+            factor=factor,
+            rounds=rounds,
+            seed=seed,
+            say=lambda sentence: console.print(sentence, markup=False),
+        )
+        if publish:
+            plan = {
+                "factor": factor,
+                "rounds": rounds,
+                "seconds": seconds,
+                "warmup": warmup,
+                "deadline": deadline,
+                "connections": connections,
+                "short_share": short_share,
+                "seed": seed,
+                "texts": file.name,
+                "max_chars": max_chars,
+            }
+            write_json(publish, record(figures, plan, found, engine, before))
+            console.print(f"wrote   {publish}", markup=False)
+    except LoadTestError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("stopped; nothing was written", err=True)
+        raise typer.Exit(130) from error
+    ratio, last = figures["goodput_ratio"], figures["rounds"][-1]["overload"]
+    console.print(f"keeps   {ratio['tokens']:.0%} of the peak in tokens, {ratio['requests']:.0%} in requests (medians)")
+    console.print(f"came    {last['outcomes']} in the last round; answers {last['in_time_ms']} ms", markup=False)
+    console.print(f"refused within {last['refusal_ms']} ms; told to wait {last['retry_after_seconds']} s", markup=False)
+    if figures["refusals_without_retry_after"]:
+        typer.echo(f"error: {figures['refusals_without_retry_after']} refusals did not say when to come back", err=True)
+        raise typer.Exit(1)
+    if ratio["tokens"] < min_ratio:
+        typer.echo(f"error: {ratio['tokens']:.0%} of the peak is kept; asked for are {min_ratio:.0%}", err=True)
+        raise typer.Exit(1)
+
+
 def latency_table(summary: dict[str, Any]) -> Table:
     """The latencies of a summary as a table for the terminal."""
     from rich.table import Table
