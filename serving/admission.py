@@ -3,9 +3,11 @@
 A request is admitted when its tokens fit under the bound, and counts until the engine has computed them or nobody wants
 them any more. Beyond the bound it is refused at once, since a queue that only grows serves nobody in time (SEDA: Welsh,
 Culler and Brewer 2001): `Overloaded`, with the seconds after which the work that is there now will be done, at the rate
-at which the engine was seen to do it. What could not be answered before its deadline even if nothing else came is
-refused too. `bulk` work gets half of the bound at most, and no request counts for more than half, so that neither a
-stream nor a novel shuts the door on others. In what order the admitted work is done is `serving.turns`.
+at which the engine was seen to do it. The bound is lower than what the settings say where the engine would take too
+long for so much: where requests share the engine evenly, one of the usual size takes twice as long as what is admitted,
+so that may be `IN_TIME` of the time that requests have. What could not be answered before its deadline even if nothing
+else came is refused too. `bulk` work gets half of the bound at most, and no request counts for more than half, so that
+neither a stream nor a novel shuts the door on others. In what order the admitted work is done is `serving.turns`.
 """
 
 from __future__ import annotations
@@ -21,8 +23,14 @@ from bundle.errors import ClientGone, Overloaded
 from serving.keys import Caller
 from serving.turns import Clock, Flow, Priority, Turns, Waiting
 
+# Seconds: whoever gives a request more time than this gives it all the time.
+_FOREVER = 86_400.0
 # How much the newest request counts in what is taken for usual.
 _NEWEST = 0.1
+# The share of the requests' time in which the engine could do what is admitted.
+IN_TIME = 0.4
+# What is always let in, as a multiple of what the engine has use for at a time: it must never idle for a wrong rate.
+AT_LEAST = 2
 # Seconds: more is not told to anybody, since nobody knows what is then.
 MOST_RETRY_SECONDS = 60.0
 
@@ -96,11 +104,11 @@ class Ticket:
             self._waiting.discard(call)
         return time.monotonic() - begun
 
-    def done(self, tokens: int, *, computed: bool) -> None:
-        """Ends a call's turn; what the engine has computed no longer counts."""
+    def done(self, tokens: int, seconds: float, *, computed: bool) -> None:
+        """Ends a call's turn, which took so many seconds; what the engine has computed no longer counts."""
         if computed:
             self._count(self._left - tokens)
-        self._lane.turns.leave(tokens, tokens if computed else 0)
+        self._lane.turns.leave(tokens, tokens if computed else 0, seconds)
 
     def watch(self) -> None:
         """Looks from now on whether the client is still there; what waits is dropped when it goes."""
@@ -155,7 +163,15 @@ class Lane:
             "interactive": deque(),
             "bulk": deque(),
         }
-        self._usual = 0.0
+        # Of the requests that were let in: tokens that they count for, and seconds that they have.
+        self._usual = self._seconds = 0.0
+
+    @property
+    def bound(self) -> int:
+        """Tokens that may be admitted now."""
+        if not (rate := self.turns.drain.rate):
+            return self.most
+        return min(self.most, max(AT_LEAST * self.turns.most, int(rate * IN_TIME * self._seconds)))
 
     @property
     def tokens(self) -> int:
@@ -193,7 +209,9 @@ class Lane:
         else:
             self._check_deadline(tokens, terms, flow)
             self.admitted[priority] += charge
-        self._usual += _NEWEST * (charge - self._usual) if self._usual else charge
+        weight = _NEWEST if self._usual else 1.0
+        self._usual += weight * (charge - self._usual)
+        self._seconds += weight * (min(terms.seconds, _FOREVER) - self._seconds)
         return self._ticket(flow, priority, tokens, terms)
 
     def let_in(self) -> None:
@@ -217,14 +235,16 @@ class Lane:
         return Ticket(self, flow, priority, tokens, terms)
 
     def _fits(self, charge: int, priority: Priority) -> bool:
-        if priority == "bulk" and self.admitted["bulk"] + charge > self.most // 2:
+        # Whoever is alone in a class is let in whatever the engine's pace is; a pace is seen only of what is let in.
+        bound = self.bound if self.admitted[priority] else self.most
+        if priority == "bulk" and self.admitted["bulk"] + charge > bound // 2:
             return False
-        return self.tokens + charge <= self.most
+        return self.tokens + charge <= bound
 
     def _full(self, charge: int, priority: Priority) -> Overloaded:
-        there, limit, what = self.tokens, self.most, "tokens"
-        if priority == "bulk" and self.admitted["bulk"] + charge > self.most // 2:
-            there, limit, what = self.admitted["bulk"], self.most // 2, "tokens of bulk work"
+        there, limit, what = self.tokens, self.bound, "tokens"
+        if priority == "bulk" and self.admitted["bulk"] + charge > self.bound // 2:
+            there, limit, what = self.admitted["bulk"], self.bound // 2, "tokens of bulk work"
         return Overloaded(self.name, f"{there:,} {what} are admitted, the limit is {limit:,}", self.retry_after())
 
     async def _room(self, charge: int, priority: Priority) -> None:
@@ -251,7 +271,7 @@ class Lane:
     def _check_deadline(self, tokens: int, terms: Terms, own: Flow) -> None:
         """Refuses what would be late even if nothing else came: processor sharing, at the rate seen last."""
         rate, has = self.turns.drain.rate, terms.left
-        if not rate or (self.tokens + tokens) / rate <= has:
+        if not rate or not self.admitted[terms.priority] or (self.tokens + tokens) / rate <= has:
             return
         # Until this request is done, every other flow of its class gets as much as this one, or all it wants.
         ahead = tokens + sum(min(flow.left, tokens) for flow in self.flows[terms.priority] if flow is not own)

@@ -244,7 +244,7 @@ class Classifier:
                 tokens = sum(lengths[index] for index in call)
                 if ticket:
                     self._waited(model.name, await ticket.turn(tokens, deadline))
-                computed = False
+                begun, computed = time.perf_counter(), False
                 try:
                     # Made here and not for all windows at once, so that a novel takes no more memory than an article.
                     rows = [model.encoder.row(encoded[text], window) for text, window in (places[i] for i in call)]
@@ -252,7 +252,7 @@ class Classifier:
                     computed = True
                 finally:
                     if ticket:
-                        ticket.done(tokens, computed=computed)
+                        ticket.done(tokens, time.perf_counter() - begun, computed=computed)
                 for number, (index, row) in enumerate(zip(call, rows, strict=True)):
                     text, window = places[index]
                     # Copied, so that a call's padding and the engine's message are not kept until the last window.

@@ -29,6 +29,8 @@ Clock = Callable[[], float]
 WEIGHT = 9
 # The drain rate is a mean over so many seconds of backlog, taken in steps of at least `STEP_SECONDS`.
 MEMORY_SECONDS, STEP_SECONDS = 3.0, 0.25
+# How much a call that was faster than the rate counts.
+_FASTER = 0.2
 
 
 class Flow:
@@ -76,7 +78,11 @@ class _Class:
 
 
 class Drain:
-    """Tokens per second that the engine computes while more is waiting: the rate at which a queue gets shorter."""
+    """Tokens per second that the engine computes while more is waiting: the rate at which a queue gets shorter.
+
+    A call that was given up tells nothing, though it took time. A call that was faster by itself than the rate says
+    proves that the rate is higher, so that one which was measured in a bad moment does not stay.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.rate = 0.0
@@ -90,12 +96,21 @@ class Drain:
         elif self._since is None:
             self._since = self._clock()
 
-    def computed(self, tokens: int) -> None:
-        """Told of every call that the engine has answered."""
+    def left(self, tokens: int, seconds: float) -> None:
+        """Told of every call that leaves the engine.
+
+        Args:
+            tokens: that it has computed; 0 of a call that was given up.
+            seconds: that the call was there.
+        """
+        now = self._clock()
+        if self.rate and tokens > seconds * self.rate:
+            self.rate += _FASTER * (tokens / seconds - self.rate) if seconds else 0.0
         if self._since is None:
             return
-        now = self._clock()
-        self._tokens, self._seconds, self._since = self._tokens + tokens, self._seconds + now - self._since, now
+        if tokens:
+            self._tokens, self._seconds = self._tokens + tokens, self._seconds + now - self._since
+        self._since = now
         if self._seconds >= STEP_SECONDS:
             measured = self._tokens / self._seconds
             share = 1 - math.exp(-self._seconds / MEMORY_SECONDS) if self.rate else 1.0
@@ -165,15 +180,16 @@ class Turns:
                 self._drop(call)
             raise
 
-    def leave(self, tokens: int, computed: int = 0) -> None:
+    def leave(self, tokens: int, computed: int = 0, seconds: float = 0.0) -> None:
         """Ends a turn.
 
         Args:
             tokens: of the call.
             computed: how many of them the engine has answered: all, or none.
+            seconds: that the turn took.
         """
         self.at_engine -= tokens
-        self.drain.computed(computed)
+        self.drain.left(computed, seconds)
         self._go_on()
 
     def _fits(self, tokens: int) -> bool:

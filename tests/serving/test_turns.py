@@ -67,6 +67,7 @@ class Request:
         async def work() -> None:
             for tokens in waiting:
                 await ticket.turn(tokens, float("inf"))
+                begun = self.lane.turns._clock()
                 end: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
                 self.at_engine[end] = tokens
                 computed = False
@@ -79,7 +80,7 @@ class Request:
                     if computed:
                         self.left -= tokens
                         self.computed += tokens
-                    ticket.done(tokens, computed=computed)
+                    ticket.done(tokens, self.lane.turns._clock() - begun, computed=computed)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -394,6 +395,8 @@ def test_the_drain_rate_is_that_of_a_backlog_and_retry_after_follows_it() -> Non
             await settle()
         assert lane.turns.drain.rate == pytest.approx(200)
         assert lane.retry_after() == pytest.approx(1.0)  # 200 tokens are left
+        # What was given up took time and says nothing of the pace.
+        clock.now += 50
         big.task.cancel()
         await settle()
         # An engine that idles says nothing of how fast it is.
@@ -404,6 +407,53 @@ def test_the_drain_rate_is_that_of_a_backlog_and_retry_after_follows_it() -> Non
         next(iter(alone.at_engine)).set_result(True)
         await settle()
         assert lane.turns.drain.rate == pytest.approx(200)
+
+    run(play)
+
+
+def test_a_rate_from_a_bad_moment_neither_locks_requests_out_nor_stays() -> None:
+    async def play() -> None:
+        clock = Clock()
+        lane = Lane("m", 10_000, 10, clock)
+        slow = Request(lane, Terms(30), [10] * 4, parallel=4)
+        await settle()
+        for _ in range(4):
+            clock.now += 1000
+            next(iter(slow.at_engine)).set_result(True)
+            await settle()
+        assert lane.turns.drain.rate == pytest.approx(0.01)
+        # At that pace nothing could be in time; whoever is alone is let in all the same, and shows that it is wrong.
+        for _ in range(60):
+            alone = Request(lane, Terms(30), [10], parallel=1)
+            await settle()
+            clock.now += 0.1
+            next(iter(alone.at_engine)).set_result(True)
+            await settle()
+            assert alone.task.result() == "answered"
+        assert lane.turns.drain.rate == pytest.approx(100, rel=0.01)
+
+    run(play)
+
+
+def test_no_more_is_let_in_than_the_engine_could_do_in_time() -> None:
+    async def play() -> None:
+        clock = Clock()
+        lane = Lane("m", 100_000, 100, clock)
+        first = Request(lane, Terms(10), [100] * 12, parallel=4)
+        await settle()
+        for _ in range(10):
+            clock.now += 1
+            next(iter(first.at_engine)).set_result(True)
+            await settle()
+        assert lane.turns.drain.rate == pytest.approx(100)
+        # 100 tokens a second for two fifths of 10 s; 200 are left of the first request.
+        assert lane.bound == 400
+        second = await lane.admit(200, Terms(10))
+        with pytest.raises(Overloaded, match="400 tokens are admitted, the limit is 400"):
+            await lane.admit(1, Terms(10))
+        second.close()
+        first.task.cancel()
+        await settle()
 
     run(play)
 
