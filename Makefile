@@ -54,6 +54,9 @@ bench: $(READY) ## every form of RECIPE side by side, with ARGS=--references oth
 
 references: $(REFERENCES:%=.venv-references/%/.ready) ## optional: PyTorch, optimum, OpenVINO for the bench (1.8 GB)
 
+stages: $(READY) ## where a request's time goes: RECIPE's model over HTTP beside the bare engine; writes docs/bench/
+	@$(PY) -m serving.stages $(MODEL)/bundle --repository $(REPOSITORY) $(ARGS)
+
 loadtest: $(READY) ## Locust against the running gateway: MODEL= USERS= SECONDS= through ARGS="--users 8 --seconds 30"
 	@$(PY) -m loadtests run --host http://$(HOST):$(PORT) --model $(NAME) $(ARGS)
 
@@ -144,4 +147,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	@.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	@touch $@
 
-.PHONY: finetune export plan serve evaluate bench references loadtest chaos soak report claims tables test test-unit properties fuzz audit check recipes setup lock clean help
+.PHONY: finetune export plan serve evaluate bench references stages loadtest chaos soak report claims tables test test-unit properties fuzz audit check recipes setup lock clean help

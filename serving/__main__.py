@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from serving.doctor import Finding
     from serving.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve exported bundles over HTTP.")
@@ -113,6 +114,32 @@ def check(
         )
 
 
+@app.command(epilog="Example: python -m serving doctor --url http://127.0.0.1:8000")
+def doctor(
+    url: Annotated[str | None, typer.Option(help="A gateway that runs; without it, what `run` would start.")] = None,
+    engine: Annotated[str | None, typer.Option(help="triton (default) or onnx.")] = None,
+    bundles: Annotated[Path | None, typer.Option(help="Folder of bundles; default artifacts.")] = None,
+    model_repository: Annotated[Path | None, typer.Option(help="Triton's folder of models.")] = None,
+    triton_url: Annotated[str | None, typer.Option(help="host:port (gRPC) of a Triton elsewhere.")] = None,
+) -> None:
+    """Look a deployment over and say what to mend; exit status 1 if something does not work."""
+    if url:
+        from serving.doctor_running import look_over_running
+
+        healthy = _report(look_over_running(url))
+    else:
+        settings = _settings(
+            "error", engine=engine, bundles=bundles, model_repository=model_repository, triton_url=triton_url
+        )
+        from serving.doctor import look_over, prove
+
+        healthy = _report(look_over(settings))
+        healthy &= _report(iter(asyncio.run(prove(settings)))) if healthy else False
+    typer.echo("nothing is wrong" if healthy else "something is wrong: see what is BAD above")
+    if not healthy:
+        raise typer.Exit(1)
+
+
 @app.command()
 def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table that README holds.")] = False,
@@ -201,6 +228,12 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             _give_up(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port (make: PORT=…)")
         listener.set_inheritable(False)
         yield listener
+
+
+def _report(findings: Iterator[Finding]) -> bool:
+    from serving.doctor import report
+
+    return report(findings, typer.echo)
 
 
 def _give_up(sentence: str) -> NoReturn:

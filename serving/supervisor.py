@@ -75,6 +75,8 @@ class Supervisor:
         self._backends: Path | None = None
         self._ports = (0, 0, 0)
         self._stopping = False
+        # Starts after the first.
+        self.restarts = 0
         self._next_try = 0.0
         self.state = "not started"
         self.lost: Callable[[str], None] = lambda why: None
@@ -256,6 +258,7 @@ class Supervisor:
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_LAST)
             try:
+                self.restarts += 1
                 await self._launch()
                 await self._until_ready()
                 log.info("Triton is ready again")

@@ -6,6 +6,8 @@ model labels, kinds of errors; never what a caller wrote. No text leaves through
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -16,6 +18,8 @@ from prometheus_client import (
     Summary,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from serving.catalogue import ServedModel
 from serving.classifier import Answer, Answers
@@ -29,6 +33,42 @@ DIFFERENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1)
 NOTHING = "(none)"
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class _Outside(Collector):
+    """What the engine counted, as it was last told: counters that are kept elsewhere."""
+
+    def __init__(self) -> None:
+        self.told: Mapping[str, Mapping[str, float]] = {}
+        self.troubles = (0, 0)
+
+    def collect(self) -> Iterator[Metric]:
+        restarts, repeated = self.troubles
+        yield CounterMetricFamily(
+            "slipway_engine_restarts", "Starts of the supervised engine after the first", restarts
+        )
+        yield CounterMetricFamily(
+            "slipway_engine_calls_repeated", "Engine calls that were asked a second time", repeated
+        )
+        counted = {
+            "calls": "Calls that Triton answered",
+            "computations": "Computations of Triton, each of the windows of one call or several",
+            "windows": "Windows that Triton computed",
+        }
+        for name, sentence in counted.items():
+            family = CounterMetricFamily(f"slipway_triton_{name}", sentence, labels=["model"])
+            for model, values in self.told.items():
+                if name in values:
+                    family.add_metric([model], values[name])
+            yield family
+        seconds = CounterMetricFamily(
+            "slipway_triton_seconds", "Seconds in a part of Triton's work, summed over calls", labels=["model", "part"]
+        )
+        for model, values in self.told.items():
+            for part in ("queue", "input", "compute", "output"):
+                if part in values:
+                    seconds.add_metric([model, part], values[part])
+        yield seconds
 
 
 class Telemetry:
@@ -101,8 +141,9 @@ class Telemetry:
 
         # Engine
         self.engine_up = gauge("engine_up", "Whether the engine can answer for a model", "engine", "model")
-        self.engine_restarts = counter("engine_restarts_total", "Starts of the supervised engine after the first")
         self.batch_windows = histogram("batch_windows", "Windows in one computation", WINDOWS, "model")
+        self.outside = _Outside()
+        registry.register(self.outside)
         self.model_info = gauge("model_info", "What is served, always 1", "model", "version", "format", "engine")
 
     def answered(self, served: ServedModel, answers: Answers) -> None:

@@ -114,14 +114,19 @@ def _header(trace_id: str, span_id: str, flags: int) -> str:
 
 @contextmanager
 def outgoing(name: str) -> Iterator[dict[str, str]]:
-    """Around a call to another server: what to send along. Empty outside of a request, as in a golden run."""
+    """Around a call to Triton: what to send along. Empty outside of a request, as in a golden run.
+
+    Triton (2.43) records whatever names a trace, also one whose caller records nothing; so such a trace is not named.
+    """
     call = current.get()
     if call is None:
         yield {}
         return
-    headers = {"traceparent": call.traceparent, "x-request-id": call.request_id}
-    if call.state:
-        headers["tracestate"] = call.state
+    headers = {"x-request-id": call.request_id}
+    if call.flags & SAMPLED:
+        headers["traceparent"] = call.traceparent
+        if call.state:
+            headers["tracestate"] = call.state
     if call.span is None:
         yield headers
         return

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 
+# What `Engine.statistics` tells of a model: calls, computations, windows, and the seconds of the parts of a call.
+STATISTICS = ("calls", "computations", "windows", "queue", "input", "compute", "output")
+
+
 class Watcher(Protocol):
     """Told what an engine does, by a thread of the engine's."""
 
@@ -103,6 +107,16 @@ class Engine(Computing, Protocol):
 
     async def ready(self) -> dict[str, str]:
         """Why versions cannot answer now: id → reason; empty when all can. Never raises, and is quick."""
+
+    @property
+    def troubles(self) -> tuple[int, int]:
+        """How often the engine was started anew, and how many calls were asked a second time."""
+
+    async def statistics(self) -> dict[str, dict[str, float]]:
+        """What another server counted of each model since it started, summed: `STATISTICS`; empty where there is none.
+
+        Never raises, and is quick: what cannot be asked is left out.
+        """
 
     def describe(self) -> str:
         """The engine in a few words, for the start-up summary."""

@@ -225,6 +225,13 @@ class OnnxEngine:
             raise EngineUnavailable(f"version {model.version} of {model.name!r} is not loaded")
         return await loaded.infer(input_ids, token_type_ids)
 
+    @property
+    def troubles(self) -> tuple[int, int]:
+        return 0, 0
+
+    async def statistics(self) -> dict[str, dict[str, float]]:
+        return {}
+
     def rows_per_call(self, model: ServedModel) -> int:
         return 1 << 16
 

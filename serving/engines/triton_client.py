@@ -21,7 +21,7 @@ from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineTimeout, EngineUnavailable
 from serving.catalogue import ServedModel
-from serving.engines import feeds, outputs_of
+from serving.engines import STATISTICS, feeds, outputs_of
 from serving.tracing import outgoing
 
 # Seconds that a question about readiness may take.
@@ -147,6 +147,22 @@ class TritonClient:
         """
         with self._told():
             await self._client.unload_model(model.triton_name, client_timeout=seconds)
+
+    async def statistics(self, model: ServedModel) -> dict[str, float]:
+        """As `Engine.statistics`, of one model.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+        with self._told():
+            name, version = model.triton_name, str(model.version)
+            found = await self._client.get_inference_statistics(name, version, client_timeout=READY_SECONDS)
+        (told,) = found.model_stats
+        sums = told.inference_stats
+        parts = (sums.queue, sums.compute_input, sums.compute_infer, sums.compute_output)
+        counts = (sums.success.count, told.execution_count, told.inference_count)
+        seconds = [part.ns / 1e9 for part in parts]
+        return dict(zip(STATISTICS, (*counts, *seconds), strict=True))
 
     async def check(self, model: ServedModel) -> tuple[int, int]:
         """Compares what the server has loaded with the manifest.

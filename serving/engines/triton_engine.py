@@ -172,6 +172,21 @@ class TritonEngine:
         except Lost as lost:
             raise EngineUnavailable(lost.why, self._retry_after) from lost
 
+    @property
+    def troubles(self) -> tuple[int, int]:
+        return self.supervisor.restarts if self.supervisor else 0, self.repeated
+
+    async def statistics(self) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for endpoint in self._up():
+            client = await self._connected(endpoint)
+            for model in list(self._models.values()):
+                with contextlib.suppress(EngineError):
+                    sums = found.setdefault(model.name, {})
+                    for name, value in (await client.statistics(model)).items():
+                        sums[name] = sums.get(name, 0.0) + value
+        return found
+
     def rows_per_call(self, model: ServedModel) -> int:
         return self._rows.get(model.id, 1)
 

@@ -50,4 +50,6 @@ async def metrics(request: Request) -> Response:
         gateway.telemetry.drain_rate.labels(name).set(lane.turns.drain.rate)
     gateway.telemetry.cache_entries.set(len(classifier.cache))
     gateway.telemetry.cache_bytes.set(classifier.cache.bytes)
+    gateway.telemetry.outside.troubles = gateway.engine.troubles
+    gateway.telemetry.outside.told = await gateway.engine.statistics()
     return Response(gateway.telemetry.exposition(), media_type=CONTENT_TYPE)
