@@ -8,6 +8,7 @@ watches, and end with the process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -66,6 +67,9 @@ class Decisions:
 
     def keep(self, name: str, decision: Decision) -> bool:
         """Writes a decision down; False, with a line in the log, where it will not survive this process."""
+        with contextlib.suppress(BundleError):
+            # Another gateway may serve the same bundles, and have decided about other models.
+            self.read()
         self.made[name] = decision
         if self.file is None:
             return False

@@ -105,6 +105,8 @@ class TritonEngine:
         for endpoint in up:
             await self._order(endpoint, model)
             await self._check_model(endpoint, model)
+            # A version that was unloaded may have been missed by a call that came late.
+            endpoint.lacking.pop(model.id, None)
         # The caller proves what it loads; of several servers that would be one.
         for endpoint in up if len(up) > 1 else ():
             for why in (await self._proved(endpoint, [model])).values():

@@ -20,6 +20,7 @@ from serving.admission import Admission
 from serving.app import make_app
 from serving.catalogue import ServedModel
 from serving.classifier import Classifier, Text
+from serving.decisions import Decision, Decisions
 from serving.engines.onnx_engine import OnnxEngine
 from serving.gateway import Gateway
 from serving.keys import hash_of
@@ -280,3 +281,12 @@ def test_the_file_of_decisions_is_small_and_plain(bundles: Path) -> None:
 
     asyncio.run(go())
     assert json.loads((bundles / "versions.json").read_text()) == {"news": {"serving": 2, "previous": 3}}
+
+
+def test_what_another_gateway_decided_about_another_model_is_not_lost(tmp_path: Path) -> None:
+    one, other = Decisions(tmp_path / "versions.json"), Decisions(tmp_path / "versions.json")
+    one.read()
+    assert other.keep("ner", Decision(serving=4))
+    assert one.keep("news", Decision(serving=2, previous=1))
+    other.read()
+    assert other.made == {"ner": Decision(serving=4), "news": Decision(serving=2, previous=1)}
