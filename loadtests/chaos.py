@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,7 @@ class Blow:
     Attributes:
         at: when it was done; ``over`` when it was over, for a blow that lasts.
         ready: (time, whether ready) from shortly before to the end.
+        not_ready: what was said by whoever was not ready, and how often.
         outcomes: of all requests that touch this time.
         notes: further facts.
         recovered: whether the server was ready again, with what was killed replaced, within the time allowed.
@@ -59,6 +61,7 @@ class Blow:
     at: float
     over: float = 0.0
     ready: list[tuple[float, bool]] = field(default_factory=list)
+    not_ready: dict[str, int] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     recovered: bool = True
@@ -79,6 +82,7 @@ class Chaos:
         self.blows: list[Blow] = []
         self.capacity = 0.0
         self._ready: list[tuple[float, bool]] = []
+        self._said: Counter[str] = Counter()
         self._struck: int | None = None
 
     async def run(self) -> None:
@@ -123,10 +127,13 @@ class Chaos:
         """Looks at readiness all the time."""
         async with self.callers.session() as session:
             while True:
-                ready = False
-                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                ready, said = False, ""
+                try:
                     async with session.get(f"{self.callers.host}/health/ready") as response:
-                        ready = response.status == 200
+                        ready, said = response.status == 200, await response.text()
+                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    said = type(error).__name__
+                self._said[said[:200]] += not ready
                 self._ready.append((time.monotonic(), ready))
                 await asyncio.sleep(LOOK)
 
@@ -138,6 +145,7 @@ class Chaos:
     ) -> None:
         await asyncio.sleep(CALM)
         first = len(self._ready)
+        self._said.clear()
         blow = Blow(name, time.monotonic())
         blow.notes = await strike()
         blow.over = time.monotonic()
@@ -151,6 +159,7 @@ class Chaos:
             await asyncio.sleep(CALM)
         end = time.monotonic()
         blow.ready = self._ready[first:]
+        blow.not_ready = {said: count for said, count in self._said.most_common(3) if count}
         blow.outcomes = [one for one in self.callers.outcomes if one.end >= blow.at and one.start <= end]
         self.blows.append(blow)
         self.say(f"{name}: {len(blow.outcomes)} requests, {sum(one.status == 200 for one in blow.outcomes)} answered")

@@ -24,6 +24,7 @@ MAY_GIVE_UP = (TWICE, FLOODED)
 def figures_of(blow: Blow) -> dict[str, Any]:
     """The figures of one blow; seconds count from the blow, or from its end where it lasts."""
     since = blow.over if blow.name in (FLOODED, TWICE) else blow.at
+    again = blow.over if blow.name == TWICE else blow.at
     away = [time for time, ready in blow.ready if time >= blow.at and not ready]
     back = [time for time, ready in blow.ready if away and time > away[-1] and ready]
     right = [one for one in blow.outcomes if one.status == 200 and not one.fault]
@@ -47,7 +48,8 @@ def figures_of(blow: Blow) -> dict[str, Any]:
         "under_way": len(under_way),
         "under_way_answered": sum(one in right for one in under_way),
         "not_ready_after_s": _since(away[:1], blow.at),
-        "ready_again_after_s": _since(back[:1], since),
+        "ready_again_after_s": _since(back[:1], again),
+        "not_ready": blow.not_ready,
         "answers_again_after_s": _since(after and [min(after)], since),
         "slowest_right_answer_s": round(max((one.seconds for one in right), default=0.0), 2),
         "recovered": blow.recovered,
@@ -127,7 +129,7 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         "Every answer is compared with the one that the same text got before the first blow. A refusal is 429, 503 or "
         f"504 with `Retry-After`; one that took over {LET_IN_SECONDS:g} s counts as let in and given up. Seconds count "
-        "from the blow, those of the flood and of the second kill from its end.",
+        "from the blow, the answers after the flood and all after the second kill from its end.",
     ]
     if flood:
         lines.append(
