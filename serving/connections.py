@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors import BUSY, HEADERS_LARGE, HEADERS_SLOW, NOT_HTTP, Kind, problem
@@ -74,7 +75,8 @@ class Guarded(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._beside += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self.transport.is_closing():
             return
         if self._beside > self._limits.max_header_bytes:
@@ -82,6 +84,32 @@ class Guarded(HttpToolsProtocol):
         elif not self._answering and self._clock is None and self.timeout_keep_alive_task is None:
             # Something came that begins no request, such as an empty line; or the rest of one that is answered.
             self._watch(self._seconds, self._late)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            # A limit of ours, or something that is no HTTP.
+            self._refuse(self._reason or NOT_HTTP)
+
+    def _decline(self, rest: bytes) -> None:
+        """Reads a request that offers another protocol as if it did not, which the standard allows.
+
+        The parser stops after such headers and would lose the body; Java's own client offers HTTP/2 with every POST.
+        """
+        kept = [
+            (name, value) for name, value in self.headers if name not in (b"upgrade", b"http2-settings", b"connection")
+        ]
+        told = b",".join(value for name, value in self.headers if name == b"connection").split(b",")
+        hops = [token for token in told if token.strip().lower() not in (b"upgrade", b"http2-settings")]
+        lines = [b"%b: %b\r\n" % pair for pair in (*kept, (b"connection", b",".join(hops)))]
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn has it: what follows a last request must not take its answer away.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, b"".join(lines), rest))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -104,7 +132,14 @@ class Guarded(HttpToolsProtocol):
             self._reason = HEADERS_LARGE
             raise _Refused
 
+    @property
+    def _offered(self) -> bool:
+        """Whether this request offers another protocol, and so is read again without the offer."""
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
     def on_headers_complete(self) -> None:
+        if self._offered:
+            return
         self._reading = False
         self._unwatch()
         if self._surplus or len(self.pipeline) >= PIPELINED:
@@ -118,9 +153,10 @@ class Guarded(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offered:
+            return
         self._arriving = False
-        if not self._reading:
-            self._unwatch()
+        self._unwatch()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -140,10 +176,6 @@ class Guarded(HttpToolsProtocol):
             self._stall.cancel()
             self._stall = None
         super().resume_writing()
-
-    def send_400_response(self, msg: str) -> None:
-        """What the parser stopped at: a limit of ours, or something that is no HTTP."""
-        self._refuse(self._reason or NOT_HTTP)
 
     def _watch(self, seconds: float, then: Callable[[], None]) -> None:
         self._unwatch()

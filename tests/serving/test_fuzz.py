@@ -204,7 +204,7 @@ SHARDS = (
     ),
     *(
         b"Transfer-Encoding: chunked\r\n",
-        b"Upgrade: websocket\r\n",
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\n",
         b"Content-Encoding: gzip\r\n",
         b"Range: bytes=0-1\r\n",
     ),

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.keys import hash_of
 from serving.settings import Settings
 from tests.serving.conftest import Server, eventually, options
 from tests.serving.sockets import connect, heard, request, sent
@@ -40,6 +41,8 @@ def strict(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         SLIPWAY_STALL_SECONDS="0.5",
         SLIPWAY_KEEP_ALIVE_SECONDS="1",
         SLIPWAY_CORS_ORIGINS=f"{ORIGIN}, http://localhost:3000",
+        SLIPWAY_ADMIN_KEY_SHA256=hash_of("the key of the administrator"),
+        SLIPWAY_VERSIONS_FILE=str(tmp_path_factory.mktemp("state") / "versions.json"),
     ).until_ready()
     yield server
     assert server.stop() == 0, server.output
@@ -323,7 +326,40 @@ def test_what_is_no_http_is_told_so(strict: Server, line: bytes) -> None:
     assert b"Traceback" not in answer.raw
 
 
-# Who may ask from where
+def test_an_offer_to_speak_another_protocol_is_answered_in_this_one(strict: Server) -> None:
+    for protocol in ("h2c", "websocket"):
+        offer = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n"
+        answer = sent(strict.url, f"{offer}Content-Length: {len(GOOD)}\r\n\r\n".encode() + GOOD)
+        assert answer.status == 200 and b"upgrade:" not in answer.raw.lower()
+
+
+# Who may ask, and from where
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("", "key-missing"), ("Basic YTpi", "key-missing"), ("Bearer wrong", "key-unknown")]
+)
+def test_no_admin_route_opens_without_the_key(client: httpx.Client, key: str, kind: str) -> None:
+    asked = 0
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        if "/admin" not in path:
+            continue
+        for method in methods:
+            place = path.replace("{model}", "news").replace("{version}", "1")
+            body = {"version": 1, "percent": 100.0} if "canary" in place else {"version": 1}
+            headers = {"Authorization": key} if key else {}
+            answer = client.request(method, place, headers=headers, json=body)
+            assert answer.status_code == 401, (method, path, answer.text)
+            is_problem(answer.json(), kind)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            asked += 1
+    assert asked >= 9
+
+
+def test_without_an_admin_key_the_admin_routes_are_off(http: httpx.Client) -> None:
+    answer = http.post("/v1/admin/models/news:rollback", headers={"Authorization": "Bearer anything"})
+    assert answer.status_code == 403
+    is_problem(answer.json(), "not-allowed")
 
 
 def test_only_the_named_origins_may_read_answers(client: httpx.Client) -> None:
