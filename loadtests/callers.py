@@ -37,7 +37,7 @@ class Outcome:
         status: HTTP status; 0 without an answer.
         fault: what is wrong with it: ``wrong answer``, ``no Retry-After``, ``http 500``, the name of a connection's
             error; empty for a right answer and for a refusal that is as it should be.
-        said: why it was refused, in the server's words.
+        said: kind and reason of a refusal, in the server's words.
     """
 
     start: float
@@ -156,7 +156,8 @@ class Callers:
                     fault = "" if same(found, right) else "wrong answer"
                 else:
                     with contextlib.suppress(ValueError, AttributeError):
-                        said = str(json.loads(content).get("detail", ""))
+                        told = json.loads(content)
+                        said = f"{str(told.get('type', '')).rpartition(':')[2]}: {told.get('detail', '')}"
                     if status not in REFUSALS:
                         fault = f"http {status}"
                     elif not response.headers.get("Retry-After", "").isdecimal():

@@ -15,8 +15,8 @@ from typing import Any
 from loadtests.chaos import FLOODED, FULL, MODELS, STOPPED, SWAPPED, TWICE, Blow
 
 SCHEMA = "slipway.chaos/1"
-# Seconds after which a refusal came too late to be one at the door: the request had been let in, and was given up.
-LET_IN_SECONDS = 1.5
+# A refusal of these kinds after so many seconds was none at the door: the request had been let in, and was given up.
+LET_IN_SECONDS, GIVEN_UP = 1.5, ("engine-unavailable", "engine-timeout")
 # Blows under which a request that was let in may be given up.
 MAY_GIVE_UP = (TWICE, FLOODED)
 
@@ -44,7 +44,7 @@ def figures_of(blow: Blow) -> dict[str, Any]:
         "port_closed": len(closed),
         "wrong_answers": sum(one.fault == "wrong answer" for one in faulty),
         "faults": dict(sorted(Counter(one.fault for one in faulty).items())),
-        "given_up": sum(one.seconds > LET_IN_SECONDS for one in refused),
+        "given_up": sum(one.seconds > LET_IN_SECONDS and one.said.startswith(GIVEN_UP) for one in refused),
         "under_way": len(under_way),
         "under_way_answered": sum(one in right for one in under_way),
         "not_ready_after_s": _since(away[:1], blow.at),
@@ -128,8 +128,8 @@ def markdown(record: dict[str, Any]) -> str:
     lines += [
         "",
         "Every answer is compared with the one that the same text got before the first blow. A refusal is 429, 503 or "
-        f"504 with `Retry-After`; one that took over {LET_IN_SECONDS:g} s counts as let in and given up. Seconds count "
-        "from the blow, the answers after the flood and all after the second kill from its end.",
+        f"504 with `Retry-After`; one for the engine's sake after {LET_IN_SECONDS:g} s counts as let in and given up. "
+        "Seconds count from the blow, the answers after the flood and all after the second kill from its end.",
     ]
     if flood:
         lines.append(

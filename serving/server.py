@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from starlette.datastructures import MutableHeaders
@@ -40,8 +40,8 @@ _TRY: dict[TaskKind, object] = {
 }
 
 
-# Seconds between closing the port and closing connections that nothing was read from: a request may be on its way.
-LAST_CALL = 0.25
+# Seconds after closing the port in which connections that never asked anything may yet do so.
+LAST_CALL = 2.0
 
 
 class Server(uvicorn.Server):
@@ -52,16 +52,38 @@ class Server(uvicorn.Server):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # A turn of the loop accepts whoever waits for it; closing the port would reset them.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        # Whoever waits to be accepted would be reset when the port is closed, so they are accepted first, and no turn
+        # of the loop lies between the last of them and the closing.
+        waiting = [one for listener in sockets or [] for one in _accepted(listener)]
         for server in self.servers:
             server.close()
         for listener in sockets or []:
             listener.close()
-        if not self.force_exit:
-            await asyncio.sleep(LAST_CALL)
+        loop = asyncio.get_running_loop()
+        for one in waiting:
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(self._protocol, one)
+        deadline = loop.time() + LAST_CALL
+        while not self.force_exit and loop.time() < deadline and self._unasked():
+            await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    def _unasked(self) -> bool:
+        """Whether there is a connection that a first request may be on its way on."""
+        return any(getattr(item, "cycle", None) is None for item in self.server_state.connections)
+
+
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait to be accepted."""
+    with contextlib.suppress(OSError):
+        while True:
+            one, _ = listener.accept()
+            one.setblocking(False)
+            yield one
 
 
 class _Stop:

@@ -61,8 +61,9 @@ def test_a_blow_tells_when_it_showed_when_it_was_over_and_what_became_of_who_was
         ("x", Outcome(101, 101.1, 503, "http 503 without Retry-After"), "without Retry-After"),
         ("x", Outcome(101, 101.1, 0, "ServerDisconnectedError"), "ServerDisconnectedError"),
         ("x", Outcome(101, 101.1, 0, "connection refused"), "connection refused"),
-        ("x", Outcome(101, 109.0, 503, ""), "let in and given up"),
-        (TWICE, Outcome(101, 109.0, 503, ""), ""),
+        ("x", Outcome(101, 109.0, 503, "", "engine-unavailable: x"), "let in and given up"),
+        ("x", Outcome(101, 109.0, 429, "", "overloaded: x"), ""),
+        (TWICE, Outcome(101, 109.0, 503, "", "engine-unavailable: x"), ""),
         (STOPPED, Outcome(101, 101.1, 0, "connection refused"), ""),
         (STOPPED, Outcome(101, 101.1, 0, "ServerDisconnectedError"), "ServerDisconnectedError"),
     ],
@@ -75,7 +76,7 @@ def test_what_must_not_happen_is_told(name: str, outcome: Outcome, sentence: str
 def test_a_gateway_that_stays_away_or_ends_badly_fails_the_run() -> None:
     assert "not ready again" in failures([blow("x", RIGHT, recovered=False)])[0]
     assert "ended with 1" in failures([blow(STOPPED, RIGHT, notes={"exit_status": 1})])[0]
-    late = Outcome(101, 109.0, 503, "")
+    late = Outcome(101, 109.0, 503, "", "engine-unavailable: x")
     assert failures([blow(MODELS, RIGHT, late, notes={"triton_ended": False})])
     assert not failures([blow(MODELS, RIGHT, late, notes={"triton_ended": True})])
 
@@ -160,7 +161,7 @@ def test_callers_notice_a_refusal_without_retry_after_a_fault_and_no_answer(
 
     good, busy, long = asyncio.run(ask(shared_gateway, "BUSY", "TOOLONG"))[:3]
     assert (good.status, good.fault) == (200, "")
-    assert busy.refused and busy.said == "all places are taken"
+    assert busy.refused and busy.said.endswith(": all places are taken")
     assert not long.refused and long.fault == "http 413"
 
     nowhere = Callers("http://127.0.0.1:9", "news", [Ask("short", 0, "好", None)], timeout=5, seed=1)
