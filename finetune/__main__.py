@@ -13,8 +13,11 @@ import typer
 from rich.console import Console
 
 from bundle.errors import BundleError, SlipwayError
+from finetune.advise import advise
+from finetune.attention import attention
 from finetune.claims.command import claims
 from finetune.report.command import report
+from finetune.search import search
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +31,7 @@ Out = Annotated[Path, typer.Option(help="Folder under which results go, as <out>
 
 
 # Commands that have a module of their own.
-for command in (report, claims):
+for command in (advise, report, attention, search, claims):
     app.command()(command)
 
 

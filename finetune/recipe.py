@@ -19,6 +19,7 @@ from bundle.decode import POOLINGS
 from bundle.errors import RecipeError
 from bundle.manifest import Calibration, Embeddings, Scheme, TaskKind, Vocabulary, WeightScales
 from finetune.curve.settings import Curve
+from finetune.search_settings import Search
 from finetune.strict import Strict
 from finetune.train_settings import LATER, Train
 
@@ -131,6 +132,9 @@ class Recipe(Strict):
     train: Train = Train()
     curve: Curve = Curve()
     export: Export = Export()
+    search: Search | None = Field(
+        default=None, description="what `python -m finetune search` tries; trains nothing else"
+    )
 
     @model_validator(mode="after")
     def _pairs_have_two_sides(self) -> Self:
@@ -160,7 +164,7 @@ class Recipe(Strict):
         How closely the run is watched does not decide it, unless the watcher may interfere.
         """
         interferes = self.curve.control == "on" or self.train.unfreeze == "by-diagnosis"
-        exclude = {"summary", "expect"} | (set() if interferes else {"curve"})
+        exclude = {"summary", "expect", "search"} | (set() if interferes else {"curve"})
         meaning = self.model_dump(mode="json", exclude=exclude)
         usual = {"train": Train().model_dump(mode="json"), "export": Export().model_dump(mode="json")}
         for table, keys in (("train", LATER), ("export", LATER_OF_EXPORT)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from finetune.machine import quiet_paddle
 from finetune.model.heads import draw_head
 from finetune.prepare import Prepared, Say
 from finetune.resume import checkpoint_of, had_stopped, read_history, step_of
+
+# Called with the step, the steps planned and the dev scores by name.
+OnEvaluation = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,15 @@ class Trained:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trained:
+def train(
+    prepared: Prepared, run: Path, say: Say, watched: bool = True, on_evaluation: OnEvaluation | None = None
+) -> Trained:
     """Trains, or goes on with an interrupted training of the same recipe and data.
 
     Args:
         run: the run folder: checkpoints, VisualDL log, history.jsonl, curve.jsonl.
         watched: False trains without any of `finetune.curve`, to compare with.
+        on_evaluation: called after each dev evaluation; what it raises ends the training.
 
     Raises:
         RecipeError: the recipe asks for what this model or machine has not.
@@ -106,7 +113,8 @@ def train(prepared: Prepared, run: Path, say: Say, watched: bool = True) -> Trai
         if told := freezer.says():
             say(told)
         signals = Signals(prepared, batches, own, freezer) if watched else None
-        watch = Watch(own, prepared, [_tokens(batch, encoded) for batch in batches], say, signals, freezer)
+        tokens_of = [_tokens(batch, encoded) for batch in batches]
+        watch = Watch(own, prepared, tokens_of, say, signals, freezer, on_evaluation)
         trainer = make_trainer(model, prepared, encoded, batches, run, own, signals, freezer)
         trainer.add_callback(watch)
         if signals is not None and recipe.curve.control != "off":

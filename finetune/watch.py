@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         say: Say,
         signals: Signals | None,
         freezer: Freezer,
+        on_evaluation: Callable[[int, int, dict[str, float]], None] | None = None,
     ) -> None:
         self.run, self.history = run, run / "history.jsonl"
         self.metric = prepared.recipe.metric
         self.accumulate = prepared.recipe.train.accumulate
         self.tokens, self.say, self.signals, self.freezer = tokens_per_batch, say, signals, freezer
+        self.on_evaluation = on_evaluation
         self.started, self.first_step = time.monotonic(), 0
         self.loss = float("nan")
         self.rate = 0.0
@@ -140,6 +142,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if event := self.freezer.unfreeze(self.signals.record, self._turned()):
                 layer = event["after"]["frozen"]
                 self._print(f"step {state.global_step:,}: unfreezes layer {layer}: {event['reason']}")
+        if self.on_evaluation is not None:
+            self.on_evaluation(state.global_step, state.max_steps, point)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()

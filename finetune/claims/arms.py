@@ -142,6 +142,8 @@ ARMS: dict[str, Arm] = {
         _few("few-unclipped", {"clip": 0.0}),
         _few("few-10x", {"learning_rate": 2e-3, "head_learning_rate": 1e-2}),
         _few("few-10x-unclipped", {"learning_rate": 2e-3, "head_learning_rate": 1e-2, "clip": 0.0}),
+        _few("few-late", {"delay": 2}),
+        _few("few-late-compensated", {"delay": 2, "delay_compensation": 0.1}),
         _few("few-xavier", {"head_init": "xavier"}),
         _few("few-long", {"epochs": 5, "eval_every": 0.1}),
         _few("few-long-early", {"epochs": 5, "eval_every": 0.1, "patience": 3}),

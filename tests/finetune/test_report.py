@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bundle.errors import DataError
+from bundle.errors import DataError, InvalidText
 from finetune.__main__ import run as train
+from finetune.attention import attention, rollout
 from finetune.curve.record import Record
 from finetune.report.command import report
 from finetune.report.page import write_page
@@ -83,6 +86,33 @@ def test_runs_are_drawn_over_each_other_with_what_their_recipes_differ_in(hot: P
     assert "mood (mood/run)" in text and '<section id="compare">' in text
     # The first run was watched at level 1: the page says how to get the rest.
     assert "[curve] level = 2" in text and "[curve] level = 3" in text
+
+
+TEXT = "今天北京🙂 很 赞，<b>说</b>喜欢。"
+
+
+def test_attention_stands_on_the_real_text_with_every_head(hot: Path, tmp_path: Path) -> None:
+    out = tmp_path / "attention.html"
+    attention(TEXT, str(hot), None, 0, out)
+    content = out.read_text(encoding="utf-8")
+    # 2 layers of 4 heads; each picture is in the page itself, and nothing is loaded.
+    assert content.count('src="data:image/png;base64,') == 8
+    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)|<script|<link|<b>", content)
+    for block in re.findall(r'<div class="marked">(.*?)</div>', content, re.DOTALL):
+        assert html.unescape(re.sub(r"<[^>]+>", "", block)) == TEXT
+    for start, end, word in re.findall(r'title="(\d+)–(\d+): [\d.]+">([^<]*)</span>', content):
+        assert TEXT[int(start) : int(end)] == html.unescape(word)
+    assert "好评" in content or "差评" in content
+    with pytest.raises(InvalidText, match="there is no window 1; the text has 1"):
+        attention(TEXT, str(hot), None, 1, out)
+
+
+def test_rollout_multiplies_layers_and_keeps_half_of_each_token() -> None:
+    even, still = np.full((1, 2, 3, 3), 1 / 3), np.eye(3)[None, None].repeat(2, axis=1)
+    np.testing.assert_allclose(rollout(still), np.eye(3))
+    once = 0.5 * np.eye(3) + 0.5 / 3
+    np.testing.assert_allclose(rollout(even), once, rtol=1e-6)
+    np.testing.assert_allclose(rollout(np.concatenate([even, still, even])), once @ once, rtol=1e-6)
 
 
 def test_a_run_that_has_not_ended_has_a_page_too(tmp_path: Path) -> None:
