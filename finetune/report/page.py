@@ -190,10 +190,11 @@ class _Page:
             if found := run.about.get("calibration", {}).get(name):
                 drawn.append(scores.reliability(name, found))
             metrics = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in split["metrics"].items())
+            tagger = run.history.run["task"] == "token-classification"
+            joined = "" if tagger else f"; windows joined by {split['pooling']}"
             sample = "" if split["rows"] == split["of_rows"] else f" (a sample of {split['of_rows']:,})"
             parts.append(
-                f"<h3>{name}: {split['rows']:,} rows{sample}</h3><p>{escaped(metrics)}; windows joined by "
-                f"{escaped(split['pooling'])}.</p>"
+                f"<h3>{name}: {split['rows']:,} rows{sample}</h3><p>{escaped(metrics + joined)}.</p>"
                 f'<div class="pair">{"".join(self._figure(one) for one in drawn)}</div>'
             )
         if baselines := run.evaluation.get("baselines"):

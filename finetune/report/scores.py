@@ -95,7 +95,7 @@ def classes(split: Json) -> Figure | None:
     return Figure(
         f"classes-{split['split']}",
         "Label by label",
-        (8, 1.5 + 0.55 * len(rows)),
+        (6.4, 1.5 + 0.55 * len(rows)),
         draw,
         "Precision (how many of the given ones are right), recall (how many of the true ones are found) and "
         "their mean F1.",

@@ -90,7 +90,7 @@ def test_a_race_is_run_with_real_trainings_and_the_advice_becomes_a_recipe(
     with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["text", "label"])
-        writer.writerows(mood_rows(120))
+        writer.writerows(mood_rows(80))
     advise(
         tmp_path / "rows.csv", text="text", label="label", pair=None, multi=False, gpu=False, base=str(base),
         write=tmp_path / "my.toml", race=True, racers=2, out=tmp_path / "race",
