@@ -1,8 +1,9 @@
 """A second version that computes what the first one answered, behind all real work, and how often they agree.
 
 A caller's answer has left when its shadow begins. One request at a time is computed, with one engine call at a time,
-and each call waits until no caller does; so at most one such call is under way when a request comes. What cannot wait
-is dropped: beyond `WAITING_CHARACTERS` new requests are not taken, so under load the shadow sees a part of the traffic.
+and each call waits until no caller does; so at most one such call is under way when a request comes. After each request
+the shadow rests, so that it meets few of those that come. What cannot wait is dropped: beyond `WAITING_CHARACTERS` new
+requests are not taken, so under load the shadow sees a part of the traffic.
 No text is kept or told, only counts.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextvars import Context
@@ -28,6 +30,8 @@ log = logging.getLogger("slipway.versions")
 
 # Of all requests that wait for their turn.
 WAITING_CHARACTERS = 200_000
+# Seconds of rest for each second of work: a quarter of the time is the shadow's at most.
+REST = 3.0
 
 
 # What became of a text: both gave the same labels and entities, as a caller sees them, or not; real work came first;
@@ -86,14 +90,20 @@ class Behind:
 
     Args:
         traffic: what goes first.
+
+    Attributes:
+        waited: seconds spent so far on letting others go first.
     """
 
     def __init__(self, engine: Engine, traffic: Traffic) -> None:
         self._engine, self._traffic = engine, traffic
+        self.waited = 0.0
 
     async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         """As the engine's, once nobody waits for an answer."""
+        begun = time.monotonic()
         await self._traffic.quiet()
+        self.waited += time.monotonic() - begun
         return await self._engine.infer(model, input_ids, token_type_ids)
 
     def rows_per_call(self, model: ServedModel) -> int:
@@ -164,6 +174,7 @@ class Shadow:
         while True:
             await self._come.wait()
             item = self._waiting[0]
+            begun, waited = time.monotonic(), self._waited()
             try:
                 found = await self._classifier.answer(self.second, item.texts, truncate=item.truncate)
             except EngineTimeout:
@@ -179,6 +190,12 @@ class Shadow:
             self._characters -= item.characters
             if not self._waiting:
                 self._come.clear()
+            await asyncio.sleep(REST * (time.monotonic() - begun - (self._waited() - waited)))
+
+    def _waited(self) -> float:
+        """Seconds in which the shadow did not work but let others go first."""
+        engine = self._classifier.engine
+        return engine.waited if isinstance(engine, Behind) else 0.0
 
     def _compare(self, one: Answer, other: Answer) -> None:
         first, second = said(self.first, one), said(self.second, other)
