@@ -44,8 +44,7 @@ class AnswerCache:
 
     def put(self, key: bytes, predicted: Predicted) -> None:
         """Keeps a prediction; what was used least recently goes for it. One that is larger than all is not kept."""
-        size = size_of(predicted)
-        if size > self.most:
+        if not self.most or (size := size_of(predicted)) > self.most:
             return
         if old := self._entries.pop(key, None):
             self.bytes -= old[1]

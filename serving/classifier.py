@@ -170,7 +170,7 @@ class Classifier:
                 inferred = time.perf_counter()
                 every = [item for item in predicted if item is not None]
                 many = sum(len(item.encoded.windows) for item in every) > INLINE_WINDOWS
-                answers = await self._off_loop(many, lambda: _decode(model, texts, every))
+                answers = await self._off_loop(many, lambda: decoded(model, texts, every))
         except TimeoutError as error:
             lane = self.admission.lanes.get(model.name)
             raise EngineTimeout(terms.seconds, lane.retry_after() if lane else 1.0) from error
@@ -318,7 +318,8 @@ def check_texts(model: ServedModel, texts: Sequence[Text]) -> None:
                 raise InvalidText(place, f"{place} holds the character NUL, which is not text; remove it")
 
 
-def _decode(model: ServedModel, texts: Sequence[Text], predicted: Sequence[Predicted]) -> tuple[Answer, ...]:
+def decoded(model: ServedModel, texts: Sequence[Text], predicted: Sequence[Predicted]) -> tuple[Answer, ...]:
+    """What the model said of some texts, and what the rules make of it."""
     task, joining = model.manifest.task, model.manifest.text.joining
     rules = model.rules.current() if model.rules else None
     answers = []

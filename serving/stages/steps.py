@@ -15,8 +15,7 @@ import numpy as np
 from bundle.encode import pad
 from bundle.predict import gathered, of_window
 from serving.catalogue import ServedModel
-from serving.classifier import Answers, Text
-from serving.classifier import _decode as decoded
+from serving.classifier import Answers, Text, decoded
 from serving.engines import feeds
 from serving.schemas import PredictResponse, Timing, parse_request
 from serving.telemetry import Telemetry
