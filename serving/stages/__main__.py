@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +52,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for stages-<model>.json and .md.")] = Path("docs/bench"),
 ) -> None:
     """Measure the HTTP path beside the bare engine and write the report."""
+    # However it is ended, the candidates end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         found = measure(bundle, repository, engines.split(","), rounds, texts, shorts, clients, seed)
     except SlipwayError as error:

@@ -60,6 +60,26 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert found["ms"] == {"p50": 2.0, "p90": 4.0, "p99": 4.0}
 
 
+def test_the_stages_of_a_request_come_from_what_gateway_and_triton_counted() -> None:
+    route, model = '{route="/v1/models/{model}/predict"}', 'model="news"'
+    counters = {
+        f"slipway_request_seconds_sum{route}": 0.2,
+        f"slipway_request_seconds_count{route}": 10.0,
+        f'slipway_stage_seconds_sum{{{model},stage="total"}}': 0.18,
+        f'slipway_stage_seconds_count{{{model},stage="total"}}': 10.0,
+        f"slipway_texts_total{{{model}}}": 10.0,
+        f"slipway_triton_calls_total{{{model}}}": 20.0,
+        f"slipway_triton_windows_total{{{model}}}": 40.0,
+        f"slipway_triton_computations_total{{{model}}}": 16.0,
+        f'slipway_triton_seconds_total{{{model},part="compute"}}': 0.15,
+    }
+    one = Round(10.0, [1.0], 5.0, 5.0, 0.1, 0.2, 0, counters)
+    found = summary([{"bare": round_of(20, 4), "gateway, triton": one}])["candidates"]["gateway, triton"]["stages_ms"]
+
+    assert found["whole request"] == 20.0 and found["total"] == 18.0 and found["HTTP, JSON, routing"] == 2.0
+    assert found["Triton compute"] == 15.0 and found["windows in a computation"] == 2.5
+
+
 def test_every_step_of_a_request_is_timed(bundles: Path) -> None:
     from serving.stages.bare import served
 
