@@ -182,14 +182,17 @@ class Lane:
         """What so many tokens of one request count for."""
         return min(tokens, self.most // 2)
 
-    def check(self, priority: Priority) -> None:
-        """Refuses at the door, before a body is read or a text is tokenized, when a usual request would not fit.
+    def check(self, terms: Terms) -> None:
+        """Refuses at the door, before a body is read or a text is tokenized, what `admit` would refuse of usual size.
 
         Raises:
-            Overloaded: it would not.
+            Overloaded: it would.
         """
-        if self.tokens and not self._fits(int(self._usual), priority):
-            raise self._full(int(self._usual), priority)
+        if self.tokens:
+            usual = int(self._usual)
+            if not self._fits(usual, terms.priority):
+                raise self._full(usual, terms.priority)
+            self._check_deadline(usual, terms, None)
 
     async def admit(self, tokens: int, terms: Terms) -> Ticket:
         """Lets a request in.
@@ -268,7 +271,7 @@ class Lane:
             return Flow()
         return self._of_callers.setdefault((terms.caller.name, terms.priority), Flow())
 
-    def _check_deadline(self, tokens: int, terms: Terms, own: Flow) -> None:
+    def _check_deadline(self, tokens: int, terms: Terms, own: Flow | None) -> None:
         """Refuses what would be late even if nothing else came: processor sharing, at the rate seen last."""
         rate, has = self.turns.drain.rate, terms.left
         if not rate or not self.admitted[terms.priority] or (self.tokens + tokens) / rate <= has:
@@ -303,7 +306,7 @@ class Admission:
         lane.turns.most = at_engine
         return lane
 
-    def check(self, name: str, priority: Priority) -> None:
-        """Raises `Overloaded` where a usual request for the model would not fit; see `Lane.check`."""
+    def check(self, name: str, terms: Terms) -> None:
+        """Raises `Overloaded` where a usual request for the model would not be let in; see `Lane.check`."""
         if lane := self.lanes.get(name):
-            lane.check(priority)
+            lane.check(terms)

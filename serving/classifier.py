@@ -140,7 +140,7 @@ class Classifier:
         check_texts(model, texts)
         terms = terms or Terms(self._timeout)
         if not terms.patient:
-            self.admission.check(model.name, terms.priority)
+            self.admission.check(model.name, terms)
         begun = time.perf_counter()
         loop = asyncio.get_running_loop()
         try:

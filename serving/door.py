@@ -38,7 +38,7 @@ class Door:
 
     Args:
         settings: limits and defaults.
-        check_room: refuses for a model (by name; empty: the default one) that is full, for a class.
+        check_room: refuses for a model (by name; empty: the default one) that would not let a usual request in.
         endless: paths whose bodies are read piece by piece and limit themselves.
     """
 
@@ -49,7 +49,7 @@ class Door:
         measuring: Measuring,
         keys: Keys,
         settings: Settings,
-        check_room: Callable[[str, Priority], None],
+        check_room: Callable[[str, Terms], None],
         endless: re.Pattern[str],
     ) -> None:
         self._app, self._measuring, self._keys, self._settings = app, measuring, keys, settings
@@ -110,7 +110,7 @@ class Door:
                 terms = read_terms(headers, self._settings, caller, "interactive" if limited else "bulk", receive)
                 set_terms = TERMS.set(terms)
                 if limited and (asked := _ASKS.fullmatch(scope["path"])):
-                    self._check_room(next(filter(None, asked.groups()), ""), terms.priority)
+                    self._check_room(next(filter(None, asked.groups()), ""), terms)
             announced = headers.get("content-length", "0")
             if limited and announced.isdecimal() and int(announced) > self._limit:
                 raise LimitExceeded("body", "bytes", int(announced), self._limit)

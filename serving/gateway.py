@@ -34,7 +34,6 @@ from serving.measuring import Measuring
 from serving.running import UNBOUND, running
 from serving.settings import Settings
 from serving.shadow import Behind, Shadow, Traffic
-from serving.turns import Priority
 from serving.versions import Versions
 
 
@@ -279,8 +278,8 @@ class Gateway:
             line.shadow.offer(model, texts, truncate, answers)
         return answers
 
-    def check_room(self, name: str, priority: Priority) -> None:
-        """Refuses a request before its body is read, when a usual one would find no room.
+    def check_room(self, name: str, terms: Terms) -> None:
+        """Refuses a request before its body is read, when a usual one would not be let in.
 
         Args:
             name: of the model; empty stands for the default one, and one that is not served has room.
@@ -291,7 +290,7 @@ class Gateway:
         if not name:
             name = self.settings.default_model or next(iter(self.models), "")
         try:
-            self.classifier.admission.check(name, priority)
+            self.classifier.admission.check(name, terms)
         except BusyError as error:
             self.telemetry.refusals.labels(name, error.reason).inc()
             raise

@@ -62,7 +62,7 @@ def _answering(work: Handler) -> Handler:
                 if (left := context.time_remaining()) is not None:
                     terms = replace(terms, seconds=min(terms.seconds, left))
                 TERMS.set(terms)
-                front.gateway.check_room(request.model_name, terms.priority)
+                front.gateway.check_room(request.model_name, terms)
             answer = await work(front, request, context)
             status = "OK"
             return answer

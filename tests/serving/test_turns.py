@@ -474,6 +474,10 @@ def test_what_could_not_be_in_time_is_refused_with_the_time_that_it_lacks() -> N
         assert raised.value.reason == "late"
         assert raised.value.retry_after == pytest.approx(0.5, abs=0.1)
         ticket = await lane.admit(100, Terms(2.5))
+        # At the door the usual size stands for the one that is not known yet.
+        lane.check(Terms(1e9))
+        with pytest.raises(Overloaded, match="an answer would take"):
+            lane.check(Terms(1))
         ticket.close()
         bulk.task.cancel()
         await settle()
@@ -484,17 +488,17 @@ def test_what_could_not_be_in_time_is_refused_with_the_time_that_it_lacks() -> N
 def test_at_the_door_a_full_model_refuses_what_a_usual_request_would_need() -> None:
     async def play() -> None:
         admission = Admission(100)
-        admission.check("m", "interactive")  # nothing is known of it
+        admission.check("m", Terms(1e9))  # nothing is known of it
         lane = admission.lane("m", 10)
         ticket = await lane.admit(40, Terms(1e9))
-        admission.check("m", "interactive")
+        admission.check("m", Terms(1e9))
         other = await lane.admit(40, Terms(1e9))
         with pytest.raises(Overloaded, match="'m' is overloaded: 80 tokens are admitted, the limit is 100"):
-            admission.check("m", "interactive")
+            admission.check("m", Terms(1e9))
         small = await lane.admit(20, Terms(1e9))
         for item in (ticket, other, small):
             item.close()
-        admission.check("m", "interactive")
+        admission.check("m", Terms(1e9))
         assert lane.tokens == 0
 
     run(play)
