@@ -326,6 +326,9 @@ def _together(found: Sequence[Measured]) -> str:
     worse = [one.comparison.what.split("`")[1] for one in known if one.verdict() == "**the reverse**"]
     seeds = min(len(one.pairs) for one in known)
     what = f"{mean(changes):+.1%} on average over {len(known)} of {len(found)} tasks, from {seeds} seed(s) each"
+    if not any(one.fired for one in known):
+        made = sum(len(one.pairs) for one in known)
+        return f"{what} | fired in none of {made} trainings, which are therefore the same ones without it"
     if worse:
         return f"{what} | worse beyond noise: {', '.join(worse)}"
     return f"{what} | {'nowhere worse beyond noise' if seeds > 1 else 'too few seeds for a verdict'}"
