@@ -97,6 +97,9 @@ check: $(READY) ## lint, format, types, layers
 	@$(VENV)/bin/mypy
 	@$(PY) -m pytest -q tests/test_layers.py
 
+efficiency: $(READY) ## what lighter ways of training cost and save, and what late gradients do to the curve
+	@$(PY) -m tests.finetune.efficiency $(ARGS)
+
 recipes: $(READY) ## list the recipes that ship
 	@$(PY) -m finetune recipes
 
@@ -147,4 +150,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	@.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	@touch $@
 
-.PHONY: finetune export plan serve evaluate bench references stages loadtest chaos soak report claims tables test test-unit properties fuzz audit check recipes setup lock clean help
+.PHONY: finetune export plan serve evaluate bench references stages loadtest chaos soak report claims efficiency tables test test-unit properties fuzz audit check recipes setup lock clean help

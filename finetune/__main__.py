@@ -18,6 +18,7 @@ from finetune.attention import attention
 from finetune.claims.command import claims
 from finetune.report.command import report
 from finetune.search import search
+from finetune.selection import lr_range, sensitivity
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +32,9 @@ Out = Annotated[Path, typer.Option(help="Folder under which results go, as <out>
 
 
 # Commands that have a module of their own.
-for command in (advise, report, attention, search, claims):
+for command in (advise, report, attention, search, claims, sensitivity):
     app.command()(command)
+app.command(name="lr-range")(lr_range)
 
 
 def say(sentence: str) -> None:
@@ -386,53 +388,6 @@ def diagnose(
         say("  " + ", ".join(f"{name} {_short(value)}" for name, value in spell.finding.evidence.items()))
     if not spells:
         say("nothing wrong was found")
-
-
-@app.command(name="lr-range")
-def lr_range(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
-    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
-    out: Out = Path("artifacts"),
-    low: Annotated[float, typer.Option(help="The sweep's first rate.")] = 1e-6,
-    high: Annotated[float, typer.Option(help="The sweep's last rate.")] = 1.0,
-    updates: Annotated[int, typer.Option(min=10, help="Updates of the sweep.")] = 100,
-    check: Annotated[int, typer.Option(min=0, help="Updates of each run that tries a rate; 0 tries none.")] = 40,
-) -> None:
-    """Sweeps the learning rate and suggests one, as a hint that is tried in two short runs.
-
-    Example: python -m finetune lr-range news
-    """
-    from finetune.lr_range import range_test
-    from finetune.prepare import prepare
-    from finetune.recipe import load
-
-    if not 0 < low < high:
-        raise SystemExit("--low must be above 0 and below --high")
-    chosen = load(recipe, form)  # type: ignore[arg-type]
-    folder = out / chosen.name / "lr-range"
-    range_test(prepare(chosen, say), folder, say, low=low, high=high, updates=updates, check=check)
-
-
-@app.command()
-def sensitivity(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
-    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
-    out: Out = Path("artifacts"),
-    budget: Annotated[float, typer.Option(min=0, max=1, help="Share of the encoder's weights to train.")] = 0.3,
-    batches: Annotated[int, typer.Option(min=1, help="Batches that are measured.")] = 16,
-    warm: Annotated[int, typer.Option(min=0, help="Updates of the new head alone before.")] = 32,
-) -> None:
-    """Ranks the layers by what they weigh in the loss and proposes which to train under a budget.
-
-    Example: python -m finetune sensitivity news --budget 0.2
-    """
-    from finetune.prepare import prepare
-    from finetune.recipe import load
-    from finetune.sensitivity import analyse
-
-    chosen = load(recipe, form)  # type: ignore[arg-type]
-    folder = out / chosen.name / "sensitivity"
-    analyse(prepare(chosen, say), folder, say, batches=batches, warm=warm, budget=budget)
 
 
 def _short(value: object) -> str:

@@ -25,6 +25,9 @@ from finetune.recipe import Recipe
 _NOISE = re.compile(r"^LAUNCH |^-{10}|^={5}|^FLAGS\(|^I\d{4} |^W\d{4} |^\[20\d\d-|^$|UserWarning|warnings\.warn")
 
 
+THREADS = ("OMP_NUM_THREADS", "FLAGS_paddle_num_threads")
+
+
 def processes() -> int:
     """How many processes train together, as ``paddle.distributed.launch`` tells each of them."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
@@ -35,7 +38,7 @@ def rank() -> int:
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
-def launch(count: int, arguments: list[str], script: Path | None = None) -> int:
+def launch(count: int, arguments: list[str], script: Path | None = None, threads: int | None = None) -> int:
     """Runs ``python -m finetune``, or another script, with the arguments in several processes.
 
     Returns:
@@ -46,8 +49,9 @@ def launch(count: int, arguments: list[str], script: Path | None = None) -> int:
     from bundle.machine import cores
 
     environment = dict(os.environ)
-    # Each process would take all cores for itself otherwise.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    # Each process would take all cores for itself otherwise, and they would wait for each other.
+    for name in THREADS:
+        environment[name] = str(threads or max(1, cores() // count))
     # Paddle starts a script by its path, and would find the modules beside it in the place of the packages.
     room = Path(__file__).parent
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(room.parent), environment.get("PYTHONPATH")]))

@@ -145,6 +145,12 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _late_gradients_are_left_alone(self) -> Self:
+        if self.train.delay and self.curve.control == "on":
+            raise ValueError('train.delay needs curve.control = "off" or "dry-run": no rollback reaches the past')
+        return self
+
+    @model_validator(mode="after")
     def _lessons_fit_the_task(self) -> Self:
         if self.data.join_share and self.task not in ("token-classification", "multi-task"):
             raise ValueError(f"data.join_share is for taggers; a {self.task} recipe has no entities to join")

@@ -35,6 +35,8 @@ def checkpoint_of(prepared: Prepared, run: Path, say: Say) -> Path | None:
         return None
     # trainer_state.json is the first file of a checkpoint to be written, rng_state and the scheduler the last.
     whole = [path for path in folder.glob("checkpoint-*") if (path / "scheduler.pdparams").is_file()]
+    if prepared.recipe.train.sharding != "off":  # each process signs for its share
+        whole = [path for path in whole if len(list(path.glob("saved_signal_*"))) == parallel.processes()]
     return max(whole, key=step_of, default=None)
 
 

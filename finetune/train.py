@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,12 @@ class Trained:
 
 
 def train(
-    prepared: Prepared, run: Path, say: Say, watched: bool = True, on_evaluation: OnEvaluation | None = None
+    prepared: Prepared,
+    run: Path,
+    say: Say,
+    watched: bool = True,
+    on_evaluation: OnEvaluation | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Trained:
     """Trains, or goes on with an interrupted training of the same recipe and data.
 
@@ -64,6 +69,7 @@ def train(
         run: the run folder: checkpoints, VisualDL log, history.jsonl, curve.jsonl.
         watched: False trains without any of `finetune.curve`, to compare with.
         on_evaluation: called after each dev evaluation; what it raises ends the training.
+        callbacks: more of PaddleNLP's, which only look.
 
     Raises:
         RecipeError: the recipe asks for what this model or machine has not.
@@ -116,7 +122,8 @@ def train(
         tokens_of = [_tokens(batch, encoded) for batch in batches]
         watch = Watch(own, prepared, tokens_of, say, signals, freezer, on_evaluation)
         trainer = make_trainer(model, prepared, encoded, batches, run, own, signals, freezer)
-        trainer.add_callback(watch)
+        for callback in (watch, *callbacks):
+            trainer.add_callback(callback)
         if signals is not None and recipe.curve.control != "off":
             watch.hands = trainer.hands = _hands(trainer, prepared, signals, run, freezer)
         start = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.machine import quiet_paddle
@@ -14,9 +15,14 @@ TEXT = (
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(TEXT), *"abcdefgh0123456789", "##a", "##1"]
 
 
-def tiny_base(folder: Path, family: str = "ernie", seed: int = 7) -> Path:
+def tiny_base(folder: Path, family: str = "ernie", seed: int = 7, shape: Mapping[str, object] | None = None) -> Path:
     """Writes the folder and returns it. Two layers of 32; the weights are random but larger than usual, so that
-    answers differ from text to text."""
+    answers differ from text to text.
+
+    Args:
+        shape: other keys of the configuration.
+    """
+    more = shape or {}
     quiet_paddle()
     import paddle
     from paddlenlp.transformers import BertConfig, BertModel, ErnieConfig, ErnieModel
@@ -32,6 +38,7 @@ def tiny_base(folder: Path, family: str = "ernie", seed: int = 7) -> Path:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.2,
+        **more,
     }
     with paddle.utils.unique_name.guard():
         if family == "ernie":

@@ -45,6 +45,7 @@ def write_recipe(
     train: dict[str, str] | None = None,
     curve: str = "",
     data: str = "",
+    text: str = "max_tokens = 32\noverlap = 8",
 ) -> Path:
     """A recipe with its rows and its base model.
 
@@ -52,6 +53,7 @@ def write_recipe(
         train: keys of ``[train]`` as TOML writes their values, in the place of the healthy ones.
         curve: lines of ``[curve]`` and its sub-tables.
         data: further lines of ``[data]``.
+        text: lines of ``[text]``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "rows.csv", rows or mood_rows(400))
@@ -73,8 +75,7 @@ test = "test.csv"
 model = "{base}"
 licence = "made by the tests"
 [text]
-max_tokens = 32
-overlap = 8
+{text}
 [train]
 {settings}
 [curve]

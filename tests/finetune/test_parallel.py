@@ -11,6 +11,7 @@ import pytest
 from bundle.errors import RecipeError
 from finetune import parallel
 from finetune.curve.record import read
+from finetune.model.paddle_weights import read_paddle_state
 from finetune.recipe import load
 from tests.finetune.short_training import run, write_recipe
 from tests.tiny_base import mood_rows, tiny_base
@@ -41,7 +42,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }.items()
     }
     run(recipes["plain"], folder / "one")
-    arguments = [str(part) for name, recipe in recipes.items() for part in (recipe, folder / name)]
+    order = ("stage1", "stage1", "plain", "stage2")
+    arguments = [str(part) for name in order for part in (recipes[name], folder / name)]
     assert parallel.launch(2, arguments, Path(__file__).with_name("two_processes.py")) == 0
     return folder
 
@@ -67,6 +69,15 @@ def test_each_process_keeps_its_share_of_the_optimizers_state(trained: Path) -> 
     (whole,) = sizes("plain")
     shares = sizes("stage1")
     assert len(shares) == 2 and max(shares) < 0.75 * whole
+
+
+def test_two_processes_resume_to_the_same_weights(trained: Path) -> None:
+    folder = trained / "stage1"
+    assert int((folder / "resumed.txt").read_text(encoding="utf-8")) > 0
+    wanted = read_paddle_state(folder / "before" / "model_state.pdparams")
+    last = max((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    for name, value in read_paddle_state(last / "model_state.pdparams").items():
+        np.testing.assert_allclose(value, wanted[name], atol=1e-6, err_msg=name)
 
 
 def test_what_paddle_refuses_on_a_cpu_is_refused_with_what_is_needed(trained: Path) -> None:
