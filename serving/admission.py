@@ -29,7 +29,7 @@ _FOREVER = 86_400.0
 _NEWEST = 0.1
 # The share of the requests' time in which the engine could do what is admitted.
 IN_TIME = 0.4
-# What is always let in, as a multiple of what the engine has use for at a time: it must never idle for a wrong rate.
+# So many requests of the usual size are let in whatever the engine's pace is: it must not idle for a wrong one.
 AT_LEAST = 2
 # Seconds: more is not told to anybody, since nobody knows what is then.
 MOST_RETRY_SECONDS = 60.0
@@ -171,7 +171,7 @@ class Lane:
         """Tokens that may be admitted now."""
         if not (rate := self.turns.drain.rate):
             return self.most
-        return min(self.most, max(AT_LEAST * self.turns.most, int(rate * IN_TIME * self._seconds)))
+        return min(self.most, max(int(AT_LEAST * self._usual), int(rate * IN_TIME * self._seconds)))
 
     @property
     def tokens(self) -> int:

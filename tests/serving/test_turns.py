@@ -439,6 +439,7 @@ def test_no_more_is_let_in_than_the_engine_could_do_in_time() -> None:
     async def play() -> None:
         clock = Clock()
         lane = Lane("m", 100_000, 100, clock)
+        (await lane.admit(10, Terms(10))).close()  # what is usual is small
         first = Request(lane, Terms(10), [100] * 12, parallel=4)
         await settle()
         for _ in range(10):
