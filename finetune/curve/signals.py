@@ -524,7 +524,7 @@ def chance_losses(prepared: Prepared) -> tuple[float, float]:
     each tag) is in train."""
     task = prepared.task
     losses = [0.0, 0.0]
-    splits = (prepared.train[:5000], prepared.dev_watch)
+    splits = (prepared.train, prepared.dev_watch)
     if task.classifies:
         golds = [[found for row in rows if (found := class_target(row, task)) is not None] for rows in splits]
         if task.kind == "multi-label":
@@ -537,7 +537,9 @@ def chance_losses(prepared: Prepared) -> tuple[float, float]:
                 losses[place] += value
     if task.tags:
         tags: list[list[int]] = [[], []]
-        for place, rows in enumerate((splits[0][:500], splits[1])):
+        # Rows may stand in the order of their labels or sources, so some of everywhere.
+        some = prepared.train[:: len(prepared.train) // 500 or 1]
+        for place, rows in enumerate((some, splits[1])):
             for item, row in zip(encode_rows(rows, prepared.encoder), rows, strict=True):
                 found = tag_target(item, row, task)
                 tags[place] += [] if found is None else found.tolist()

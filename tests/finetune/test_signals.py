@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bundle.errors import DataError, RecipeError
+from bundle.rows import Row
 from finetune.curve.record import Record, read
-from finetune.curve.signals import attention_entropy, calibration_error, mean_cosine, suspects
+from finetune.curve.signals import attention_entropy, calibration_error, chance_losses, mean_cosine, suspects
+from finetune.prepare import prepare
 from finetune.recipe import load
 
 
@@ -36,6 +39,15 @@ def test_a_label_that_the_model_contradicts_is_suspicious() -> None:
     believed = np.array([[0.9, 0.1], [0.8, 0.2], [0.05, 0.95], [0.1, 0.9], [0.2, 0.8], [np.nan, np.nan]])
     share, worst = suspects(believed, np.array([0, 0, 0, 1, 1, 1]))
     assert worst == [2] and share == pytest.approx(1 / 4)  # of the four rows that reach a label's bar
+
+
+@pytest.mark.slow
+def test_the_chance_loss_is_the_same_where_rows_stand_in_the_order_of_their_labels(tmp_path: Path) -> None:
+    from tests.finetune.short_training import write_recipe
+
+    prepared = prepare(load(str(write_recipe(tmp_path))), lambda _: None)
+    ordered = [Row("x", label) for label in prepared.task.labels for _ in range(6000)]
+    assert chance_losses(replace(prepared, train=ordered)) == pytest.approx((np.log(2), np.log(2)), abs=1e-6)
 
 
 def test_a_record_comes_back_as_it_was_written_and_drops_what_a_resumed_run_makes_again(tmp_path: Path) -> None:
