@@ -77,7 +77,7 @@ tables: $(READY) ## write the measured tables of README and docs from their resu
 
 ##@ Development
 test: $(READY) ## all tests, with real Paddle, Triton, ONNX Runtime and Locust (under 10 minutes)
-	@$(PY) -m pytest -q --numprocesses 2 --dist loadgroup --durations=8
+	@$(PY) -m pytest -q --numprocesses 2 --dist loadscope --durations=8
 
 test-unit: $(READY) ## the quick part of the tests
 	@$(PY) -m pytest -q -m "not slow"

@@ -36,8 +36,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tally = config.stash[TALLY]
     files = set()
     for item in items:
-        place = item.path.relative_to(Path(__file__).parent)
-        item.add_marker(pytest.mark.xdist_group(place.parts[0] if place.parts[0] in TOGETHER else str(place)))
         test = getattr(item, "obj", None)
         if is_hypothesis_test(test):
             item.add_marker("properties")
@@ -51,6 +49,20 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("properties"):
             item.config.stash[TALLY].whole = False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who of several processes runs what: a room of `TOGETHER`, or a file, goes to one of them as a whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            room = file.removeprefix("tests/").partition("/")[0]
+            return room if room in TOGETHER else file
+
+    return ByRoom(config, log)
 
 
 class Gathered:
