@@ -202,7 +202,8 @@ def test_a_run_killed_at_a_random_step_ends_with_the_same_weights_interventions_
     step = random.Random(seed).randrange(6, 47)  # the first checkpoint is at 4, the run stops itself at about 52
     print(f"seed {seed}: killed at step {step}")
     deadline = time.monotonic() + 300
-    while not (tmp_path / NAME).is_file() or read(tmp_path).step < step:
+    # The record is there a moment before its first line is.
+    while not (tmp_path / NAME).is_file() or not (tmp_path / NAME).stat().st_size or read(tmp_path).step < step:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
