@@ -76,7 +76,7 @@ tables: $(READY) ## write the measured tables of README and docs from their resu
 	@$(PY) docs/tables.py
 
 ##@ Development
-test: $(READY) ## all tests, with real Paddle, Triton, ONNX Runtime and Locust (under 10 minutes)
+test: $(READY) ## all tests, with real Paddle, Triton, ONNX Runtime, Locust and Chromium; two processes
 	@$(PY) -m pytest -q --numprocesses 2 --dist loadscope --durations=8
 
 test-unit: $(READY) ## the quick part of the tests
