@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from loadtests.chaos_command import chaos
+from loadtests.options import AllowRemote, Host, MaxChars, Model, Seed, TestTexts, told
 from loadtests.soak_command import soak
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def loadtests() -> None:
 
 @app.command()
 def run(
-    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option(help="Model to ask; the first one served by default.")] = None,
+    host: Host = "http://127.0.0.1:8000",
+    model: Model = None,
     users: Annotated[
         int | None,
         typer.Option(help="Callers of a closed loop (default 8), or most connections of an open loop (default 64)."),
@@ -44,20 +45,16 @@ def run(
     warmup: Annotated[float, typer.Option(help="Seconds of load before, not counted.")] = 3.0,
     max_requests: Annotated[int, typer.Option(help="Stop after so many requests.")] = 200_000,
     timeout: Annotated[float, typer.Option(help="Seconds after which a request counts as failed.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 13,
+    seed: Seed = 13,
     short_share: Annotated[float, typer.Option(help="Share of requests that are one sentence, 0 to 1.")] = 0.7,
-    texts: Annotated[
-        Path | None, typer.Option(help="JSONL file of texts; the model's test split under artifacts/ by default.")
-    ] = None,
-    max_chars: Annotated[int, typer.Option(help="Leave out longer texts.")] = 5000,
+    texts: TestTexts = None,
+    max_chars: MaxChars = 5000,
     max_error_share: Annotated[float, typer.Option(help="Exit with 1 when more requests fail, 0 to 1.")] = 0.01,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("artifacts/loadtest"),
     publish: Annotated[
         Path | None, typer.Option(help="Write the summary there too, such as docs/bench/loadtest-news.json.")
     ] = None,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The host is not this machine, but mine.")] = (
-        False
-    ),
+    allow_remote: AllowRemote = False,
 ) -> None:
     """Loads the gateway with a seeded mix of short and long real texts.
 
@@ -76,53 +73,49 @@ def run(
     from pydantic import ValidationError
     from rich.console import Console
 
-    from loadtests.errors import LoadTestError
     from loadtests.plan import CLOSED_USERS, OPEN_USERS, Plan, check_host
     from loadtests.run import REPORT, ROWS, SUMMARY, default_texts, find_model, write_json
     from loadtests.run import run as load
 
     console = Console(highlight=False)
     begun = time.monotonic()
-    try:
-        host = check_host(host, allow_remote=allow_remote)
-        found = find_model(host, model)
-        name = str(found["name"])
-        plan = Plan.model_validate(
-            {
-                "host": host,
-                "model": name,
-                "texts": (texts or default_texts(name)).resolve(),
-                "users": users if users is not None else OPEN_USERS if rate else CLOSED_USERS,
-                "rate": rate,
-                "arrivals": arrivals,
-                "seconds": seconds,
-                "warmup": warmup,
-                "max_requests": max_requests,
-                "timeout": timeout,
-                "seed": seed,
-                "short_share": short_share,
-                "max_chars": max_chars,
-            }
-        )
-        loop = f"{rate:g} requests/s, {arrivals}, at most {plan.users} connections" if rate else f"{plan.users} users"
-        console.print(f"reads   {texts or default_texts(name)}", soft_wrap=True, markup=False)
-        timing = f"{warmup:g} s warm-up + {seconds:g} s, seed {seed}"
-        console.print(f"loads   {host}{plan.url}, {loop}, {timing}", soft_wrap=True, markup=False)
-        with _Bar(console, plan.span) as bar:
-            summary = load(plan, found, out, bar.show)
-        if publish:
-            write_json(publish, summary)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        typer.echo(f"error: {option} {first.get('input')}: {first['msg']}", err=True)
-        raise typer.Exit(2) from error
-    except LoadTestError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        typer.echo("stopped; nothing was written", err=True)
-        raise typer.Exit(130) from error
+    with told():
+        try:
+            host = check_host(host, allow_remote=allow_remote)
+            found = find_model(host, model)
+            name = str(found["name"])
+            plan = Plan.model_validate(
+                {
+                    "host": host,
+                    "model": name,
+                    "texts": (texts or default_texts(name)).resolve(),
+                    "users": users if users is not None else OPEN_USERS if rate else CLOSED_USERS,
+                    "rate": rate,
+                    "arrivals": arrivals,
+                    "seconds": seconds,
+                    "warmup": warmup,
+                    "max_requests": max_requests,
+                    "timeout": timeout,
+                    "seed": seed,
+                    "short_share": short_share,
+                    "max_chars": max_chars,
+                }
+            )
+            loop = (
+                f"{rate:g} requests/s, {arrivals}, at most {plan.users} connections" if rate else f"{plan.users} users"
+            )
+            console.print(f"reads   {texts or default_texts(name)}", soft_wrap=True, markup=False)
+            timing = f"{warmup:g} s warm-up + {seconds:g} s, seed {seed}"
+            console.print(f"loads   {host}{plan.url}, {loop}, {timing}", soft_wrap=True, markup=False)
+            with _Bar(console, plan.span) as bar:
+                summary = load(plan, found, out, bar.show)
+            if publish:
+                write_json(publish, summary)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            option = "--" + str(first["loc"][0]).replace("_", "-")
+            typer.echo(f"error: {option} {first.get('input')}: {first['msg']}", err=True)
+            raise typer.Exit(2) from error
     console.print(latency_table(summary))
     for line in sentences(summary):
         console.print(line, soft_wrap=True, markup=False)
@@ -144,8 +137,8 @@ def run(
 
 @app.command()
 def bulk(
-    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option(help="Model to ask; the first one served by default.")] = None,
+    host: Host = "http://127.0.0.1:8000",
+    model: Model = None,
     lines: Annotated[int, typer.Option(min=1, help="Lines to send.")] = 10_000,
     characters: Annotated[
         int, typer.Option(min=0, help="Instead: one text of so many characters, joined from real ones.")
@@ -153,15 +146,11 @@ def bulk(
     short_share: Annotated[float, typer.Option(help="Share of lines that are one sentence, 0 to 1.")] = 0.7,
     seed: Annotated[int, typer.Option(help="The same seed sends the same lines.")] = 13,
     timeout: Annotated[float, typer.Option(help="Seconds for all of it.")] = 3600.0,
-    texts: Annotated[
-        Path | None, typer.Option(help="JSONL file of texts; the model's test split under artifacts/ by default.")
-    ] = None,
+    texts: TestTexts = None,
     publish: Annotated[
         Path | None, typer.Option(help="Write the figures there, such as docs/bench/bulk-news.json.")
     ] = None,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The host is not this machine, but mine.")] = (
-        False
-    ),
+    allow_remote: AllowRemote = False,
 ) -> None:
     """Sends many lines through the NDJSON route, or one very long text, and watches the gateway's memory.
 
@@ -176,12 +165,11 @@ def bulk(
 
     from loadtests.bulk import bulk as send
     from loadtests.bulk import make_lines, record
-    from loadtests.errors import LoadTestError
     from loadtests.plan import check_host
     from loadtests.run import default_texts, find_model, write_json
 
     console = Console(highlight=False, soft_wrap=True)
-    try:
+    with told():
         host = check_host(host, allow_remote=allow_remote)
         found = find_model(host, model)
         name = str(found["name"])
@@ -198,12 +186,6 @@ def bulk(
         if publish:
             plan = {"lines": lines, "characters": characters, "short_share": short_share, "seed": seed}
             write_json(publish, record(figures, plan, found))
-    except LoadTestError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        typer.echo("stopped; nothing was written", err=True)
-        raise typer.Exit(130) from error
     memory = figures["gateway_mib"]
     console.print(
         f"answers {figures['answered']:,} of {figures['lines']:,} lines in {figures['seconds']} s, the first after "
@@ -226,8 +208,8 @@ def bulk(
 
 @app.command()
 def overload(
-    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option(help="Model to ask; the first one served by default.")] = None,
+    host: Host = "http://127.0.0.1:8000",
+    model: Model = None,
     factor: Annotated[float, typer.Option(min=1, help="So many times the peak is offered.")] = 10.0,
     users: Annotated[str, typer.Option(help="Numbers of users to try for the peak, with commas.")] = "4,8,16,32",
     rounds: Annotated[int, typer.Option(min=1, help="Of peak and overload, one after the other.")] = 3,
@@ -236,18 +218,14 @@ def overload(
     deadline: Annotated[float, typer.Option(min=0.01, help="Seconds within which an answer is in time.")] = 10.0,
     connections: Annotated[int, typer.Option(min=1, help="Most connections of the open loop.")] = 480,
     short_share: Annotated[float, typer.Option(min=0, max=1, help="Share of requests that are one sentence.")] = 0.7,
-    seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 13,
-    texts: Annotated[
-        Path | None, typer.Option(help="JSONL file of texts; the model's test split under artifacts/ by default.")
-    ] = None,
-    max_chars: Annotated[int, typer.Option(help="Leave out longer texts.")] = 5000,
+    seed: Seed = 13,
+    texts: TestTexts = None,
+    max_chars: MaxChars = 5000,
     min_ratio: Annotated[float, typer.Option(help="Exit with 1 when less of the peak is kept, 0 to 1.")] = 0.9,
     publish: Annotated[
         Path | None, typer.Option(help="Write the figures there, such as docs/bench/overload-news-onnx.json.")
     ] = None,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The host is not this machine, but mine.")] = (
-        False
-    ),
+    allow_remote: AllowRemote = False,
 ) -> None:
     """Offers ten times what the gateway can do, and measures what it still does right and in time.
 
@@ -257,19 +235,19 @@ def overload(
 
       python -m loadtests overload --users 16 --rounds 5 --publish docs/bench/overload-news-onnx.json
     """
-    import os
 
     from rich.console import Console
 
     from loadtests.errors import LoadTestError
-    from loadtests.overload import Load, engine_of, record
+    from loadtests.machine import beginning
+    from loadtests.overload import SCHEMA, Load, engine_of
     from loadtests.overload import overload as measure
     from loadtests.plan import check_host
     from loadtests.run import default_texts, find_model, write_json
     from loadtests.texts import read_mix
 
     console = Console(highlight=False, soft_wrap=True)
-    try:
+    with told():
         host = check_host(host, allow_remote=allow_remote)
         found = find_model(host, model)
         name = str(found["name"])
@@ -280,7 +258,8 @@ def overload(
         if not levels:
             raise LoadTestError(f"--users {users}: name numbers of users, such as 8,16")
         console.print(f"loads   {host}, {name}, texts of {file}, answers in time within {deadline:g} s", markup=False)
-        before, engine = round(os.getloadavg()[0], 2), engine_of(host, name)
+        head = beginning(SCHEMA, "python -m loadtests overload", "aiohttp")
+        engine = engine_of(host, name)
         load = Load(host, name, mix, deadline, seconds, warmup, connections)
         figures = measure(
             load,
@@ -303,14 +282,8 @@ def overload(
                 "texts": file.name,
                 "max_chars": max_chars,
             }
-            write_json(publish, record(figures, plan, found, engine, before))
+            write_json(publish, {**head, "engine": engine, "model": found, "plan": plan, **figures})
             console.print(f"wrote   {publish}", markup=False)
-    except LoadTestError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        typer.echo("stopped; nothing was written", err=True)
-        raise typer.Exit(130) from error
     ratio, last = figures["goodput_ratio"], figures["rounds"][-1]["overload"]
     console.print(f"keeps   {ratio['tokens']:.0%} of the peak in tokens, {ratio['requests']:.0%} in requests (medians)")
     console.print(f"came    {last['outcomes']} in the last round; answers {last['in_time_ms']} ms", markup=False)

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from loadtests.options import AnyTexts, MaxChars, Model, Repository, told
 
 # The room is imported when the command runs: `--help` and the other commands do without.
 
@@ -24,15 +25,11 @@ def chaos(
     bundles: Annotated[Path, typer.Option(help="Folder of exported bundles; a tiny model will do.")] = Path(
         "artifacts"
     ),
-    repository: Annotated[Path, typer.Option(help="Triton's folder of models, beside them.")] = Path(
-        "model_repository"
-    ),
-    model: Annotated[str | None, typer.Option(help="Model to ask; the first one served by default.")] = None,
+    repository: Repository = Path("model_repository"),
+    model: Model = None,
     engine: Annotated[str, typer.Option(help="triton or onnx; onnx leaves out what is about Triton.")] = "triton",
-    texts: Annotated[
-        Path | None, typer.Option(help="JSONL file of texts; the test split, or the golden rows, by default.")
-    ] = None,
-    max_chars: Annotated[int, typer.Option(help="Leave out longer texts.")] = 2000,
+    texts: AnyTexts = None,
+    max_chars: MaxChars = 2000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same texts.")] = 13,
     out: Annotated[Path, typer.Option(help="Where chaos.json and chaos.md go.")] = Path("docs/bench"),
 ) -> None:
@@ -45,21 +42,13 @@ def chaos(
       python -m loadtests chaos --bundles artifacts/news --engine onnx --out /tmp
     """
     from loadtests.chaos_report import markdown
-    from loadtests.errors import LoadTestError
     from loadtests.run import write_json
 
-    try:
-        with tempfile.TemporaryDirectory(prefix="slipway-chaos-") as folder:
-            copy = _two_versions(bundles, repository, model, Path(folder))
-            options = ["--engine", engine, "--bundles", str(copy / "artifacts"), "--model-repository",
-                       str(copy / "model_repository")]  # fmt: skip
-            record = _run(options, copy, texts, max_chars, seed)
-    except LoadTestError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        typer.echo("stopped; nothing was written", err=True)
-        raise typer.Exit(130) from error
+    with told(), tempfile.TemporaryDirectory(prefix="slipway-chaos-") as folder:
+        copy = _two_versions(bundles, repository, model, Path(folder))
+        options = ["--engine", engine, "--bundles", str(copy / "artifacts"), "--model-repository",
+                   str(copy / "model_repository")]  # fmt: skip
+        record = _run(options, copy, texts, max_chars, seed)
     record["engine"] = engine
     write_json(out / "chaos.json", record)
     page = markdown(record)
@@ -114,12 +103,11 @@ def _run(options: list[str], folder: Path, texts: Path | None, max_chars: int, s
     from loadtests.callers import Callers, read_asks
     from loadtests.chaos import NEWCOMERS, SETTINGS, USERS, Chaos
     from loadtests.chaos_report import SCHEMA, failures, figures_of
-    from loadtests.machine import commit, hardware, versions
+    from loadtests.machine import beginning
     from loadtests.own_gateway import OwnGateway
     from loadtests.run import find_model
 
-    load_before = round(os.getloadavg()[0], 2)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    head = beginning(SCHEMA, "make chaos", "aiohttp")
     key = secrets.token_urlsafe(32)
     settings = SETTINGS | {"SLIPWAY_ADMIN_KEY_SHA256": hashlib.sha256(key.encode()).hexdigest()}
     with OwnGateway(options, folder / "first", settings) as gateway:
@@ -139,13 +127,7 @@ def _run(options: list[str], folder: Path, texts: Path | None, max_chars: int, s
         asyncio.run(second.full_disk())
     rows = [figures_of(blow) for blow in (*chaos.blows, *second.blows)]
     return {
-        "schema": SCHEMA,
-        "created": created,
-        "command": "make chaos",
-        "commit": commit(),
-        "hardware": hardware(),
-        "versions": versions("aiohttp"),
-        "load_before": load_before,
+        **head,
         "model": found,
         "seed": seed,
         "users": USERS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +30,24 @@ def hardware() -> dict[str, object]:
         "isa": [flag for flag in ISA_FLAGS if flag in flags],
         "memory_gib": round(memory, 1),
         "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def beginning(schema: str, command: str, *packages: str) -> dict[str, object]:
+    """The head of a results file; to be made before the first request, as it tells how busy the machine was then.
+
+    Args:
+        command: that writes the file.
+        packages: whose versions matter.
+    """
+    return {
+        "schema": schema,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(*packages),
+        "load_before": round(os.getloadavg()[0], 2),
     }
 
 

@@ -16,13 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import numpy as np
 
-from loadtests import machine
 from loadtests.answers import check
 from loadtests.arrivals import arrival_times
 from loadtests.errors import GatewayUnreachable
@@ -259,26 +257,3 @@ def engine_of(host: str, model: str) -> str:
             if line.startswith("slipway_model_info{") and f'model="{model}"' in line:
                 return next(iter(re.findall(r'engine="([^"]*)"', line)), "unknown")
     return "unknown"
-
-
-def record(
-    found: dict[str, Any], plan: dict[str, Any], model: dict[str, Any], engine: str, before: float
-) -> dict[str, Any]:
-    """The figures with what they need to be compared.
-
-    Args:
-        before: load average before the first request.
-    """
-    return {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python -m loadtests overload",
-        "commit": machine.commit(),
-        "hardware": machine.hardware(),
-        "versions": machine.versions("aiohttp"),
-        "load_before": before,
-        "engine": engine,
-        "model": model,
-        "plan": plan,
-        **found,
-    }

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -122,18 +121,11 @@ def run(plan: Plan, model: dict[str, Any], out: Path, progress: Progress | None 
     # Absolute, because Locust runs inside it.
     folder = Path(tempfile.mkdtemp(dir=out.parent.resolve(), prefix=f".{out.name}."))
     try:
-        started = datetime.now(UTC)
-        load_before = round(os.getloadavg()[0], 2)
+        head = machine.beginning(SCHEMA, "make loadtest", "locust", "gevent", "geventhttpclient")
         state = _locust(plan, folder, pairs, progress)
         rows = from_csv(folder / ROWS)
         summary = {
-            "schema": SCHEMA,
-            "created": started.isoformat(timespec="seconds"),
-            "command": "make loadtest",
-            "commit": machine.commit(),
-            "hardware": machine.hardware(),
-            "versions": machine.versions("locust", "gevent", "geventhttpclient"),
-            "load_before": load_before,
+            **head,
             "model": model,
             "mode": "open" if plan.rate else "closed",
             "plan": plan.model_dump(mode="json") | {"texts": plan.texts.name},
