@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bundle.errors import BundleError, SlipwayError
 from finetune.advise import advise
@@ -19,6 +18,7 @@ from finetune.claims.command import claims
 from finetune.report.command import report
 from finetune.search import search
 from finetune.selection import lr_range, sensitivity
+from finetune.terminal import FormName, Out, RecipeName, console, load, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,9 +27,6 @@ app = typer.Typer(
     help="Labelled rows → a fine-tuned ERNIE or BERT in a bundle.",
     epilog="Examples: python -m finetune run news · python -m finetune run my.toml --form full",
 )
-console = Console(highlight=False, soft_wrap=True)
-Out = Annotated[Path, typer.Option(help="Folder under which results go, as <out>/<recipe name>/.")]
-
 
 # Commands that have a module of their own.
 for command in (advise, report, attention, search, claims, sensitivity):
@@ -37,14 +34,10 @@ for command in (advise, report, attention, search, claims, sensitivity):
 app.command(name="lr-range")(lr_range)
 
 
-def say(sentence: str) -> None:
-    console.print(f"  {sentence}", markup=False)
-
-
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
-    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
+    recipe: RecipeName = "news",
+    form: FormName = "quick",
     out: Out = Path("artifacts"),
     force: Annotated[bool, typer.Option("--force", help="Train anew even if the bundle is up to date.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Train in so many processes, each on a GPU if there are.")] = 1,
@@ -55,13 +48,10 @@ def run(
     """
     from finetune import parallel
     from finetune.prepare import prepare
-    from finetune.recipe import load
     from finetune.save import up_to_date
 
     started = time.monotonic()
-    if form not in ("quick", "full"):
-        raise SystemExit("--form must be quick or full")
-    chosen = load(recipe, form)  # type: ignore[arg-type]
+    chosen = load(recipe, form)
     if processes > 1:
         options = ["run", recipe, "--form", form, "--out", str(out)] + ["--force"] * force
         raise SystemExit(parallel.launch(processes, options))
@@ -176,8 +166,8 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
 
 @app.command()
 def baseline(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
-    form: Annotated[str, typer.Option(help="quick (2 CPU cores, minutes) or full.")] = "quick",
+    recipe: RecipeName = "news",
+    form: FormName = "quick",
     out: Annotated[Path, typer.Option(help="Where the results file goes.")] = Path("docs/results/baseline"),
     force: Annotated[bool, typer.Option("--force", help="Measure anew even if the results are up to date.")] = False,
 ) -> None:
@@ -194,11 +184,8 @@ def baseline(
     from finetune.baseline import labelled, tfidf_answers
     from finetune.evaluate import show_scores
     from finetune.prepare import prepare
-    from finetune.recipe import load
 
-    if form not in ("quick", "full"):
-        raise SystemExit("--form must be quick or full")
-    chosen = load(recipe, form)  # type: ignore[arg-type]
+    chosen = load(recipe, form)
     if chosen.task == "token-classification":
         console.print(f"baseline {chosen.name}: TF-IDF finds no entities; a tagger has no such baseline")
         return
@@ -250,7 +237,7 @@ def _has(path: Path, basis: dict[str, str]) -> bool:
 
 @app.command()
 def evaluate(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a TOML file.")] = "news",
+    recipe: RecipeName = "news",
     form: Annotated[str, typer.Option(help="quick or full: whichever was trained and exported.")] = "quick",
     out: Out = Path("artifacts"),
     results: Annotated[Path, typer.Option(help="Folder of the results files.")] = Path("docs/results"),
@@ -272,12 +259,8 @@ def evaluate(
     """
     import subprocess
 
-    from finetune.recipe import load
-
-    if form not in ("quick", "full"):
-        raise SystemExit("--form must be quick or full")
     baseline(recipe, form, results / "baseline")
-    folder = out / load(recipe, form).name  # type: ignore[arg-type]
+    folder = out / load(recipe, form).name
     if neutral is None and compare_long and (out / "ner" / "bundle" / "bundle.json").is_file():
         neutral = out / "ner"
     # The exported graphs answer five times as fast as Paddle, and they are what is served; rooms meet on disk, so the
@@ -292,13 +275,14 @@ def recipes() -> None:
     """Lists the recipes that ship."""
     from rich.table import Table
 
-    from finetune.recipe import load, shipped
+    from finetune.recipe import load as load_recipe
+    from finetune.recipe import shipped
 
     table = Table(show_lines=True)
     for column in ("recipe", "task", "base", "what it does and what it should yield"):
         table.add_column(column)
     for name in shipped():
-        recipe = load(name)
+        recipe = load_recipe(name)
         table.add_row(name, recipe.task, recipe.base.model, f"{recipe.summary}\n{' '.join(recipe.expect.split())}")
     console.print(table)
     console.print("next: make finetune RECIPE=name, or copy a file of finetune/recipes/ and change it")

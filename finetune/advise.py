@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from bundle.errors import DataError
 from bundle.folder import write_atomic
@@ -23,8 +22,8 @@ from bundle.rows import Row
 from finetune.data.splits import deduplicate, stratum_of, text_key
 from finetune.recipe import Recipe
 from finetune.report.markup import toml
+from finetune.terminal import console, say
 
-console = Console(highlight=False, soft_wrap=True)
 CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 LATIN = re.compile(r"[A-Za-z]+")
 # A WordPiece vocabulary cuts a Latin word into so many pieces, about; a Chinese character is a token of its own.
@@ -265,7 +264,7 @@ def advise(
         read_file(data, text=text, label=label, pair=pair, policy="skip", report=report, require=need)  # type: ignore[arg-type]
     )
     for sentence in report.sentences():
-        console.print(f"  {sentence}", markup=False)
+        say(sentence)
     found = profile(rows)
     bases = BASES if not base else {base: BASES[base]} if base in BASES else _own(base)
     matrix = candidates(found, gpu, bases)
@@ -279,11 +278,11 @@ def advise(
             one.name: recipe_of(advise_on(found, one), found, source, f"{data.name}, {one.name}")
             for one in matrix[:racers]
         }
-        winner = run_race(recipes, out, lambda sentence: console.print(f"  {sentence}", markup=False))
+        winner = run_race(recipes, out, say)
         chosen = next(one for one in matrix if one.name == winner)
     advice = advise_on(found, chosen)
     for one in advice:
-        console.print(f"  {one.key} = {one.value}: {one.reason}", markup=False)
+        say(f"{one.key} = {one.value}: {one.reason}")
     if write is not None:
         given = recipe_of(advice, found, source, f"{data.name}, as advised").model_dump(mode="json", exclude_unset=True)
         del given["name"]
@@ -307,14 +306,13 @@ def _show(found: Profile, matrix: Sequence[Candidate]) -> None:
 
     shares = ", ".join(f"{name} {count:,}" for name, count in list(found.counts.items())[:8])
     console.print(f"[bold]{found.rows:,} rows[/bold] for {found.task}, {found.language} ({found.chinese:.0%} Chinese)")
-    console.print(f"  labels: {shares}", markup=False)
-    console.print(
-        f"  tokens: median {found.quantile(0.5):,}, 90% {found.quantile(0.9):,}, longest {int(found.tokens.max()):,}; "
-        f"{found.duplicates:,} duplicates",
-        markup=False,
+    say(f"labels: {shares}")
+    say(
+        f"tokens: median {found.quantile(0.5):,}, 90% {found.quantile(0.9):,}, longest {int(found.tokens.max()):,}; "
+        f"{found.duplicates:,} duplicates"
     )
     for note in warnings(found):
-        console.print(f"  note: {note}", markup=False)
+        say(f"note: {note}")
     table = Table(title="what was weighed", title_justify="left")
     for column in ("base", "method", "work", "points", "because"):
         table.add_column(column, justify="right" if column in ("work", "points") else "left", overflow="fold")

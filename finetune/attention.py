@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 
 from bundle.decode import FloatArray
 from bundle.encode import Encoded, Encoder, pad
@@ -25,8 +24,8 @@ from bundle.manifest import Joining
 from bundle.predict import Predicted, answer_of, of_window, readable
 from finetune.curve.signals import attention_entropy
 from finetune.report.markup import STYLE, escaped, table, tile, words
+from finetune.terminal import say
 
-console = Console(highlight=False, soft_wrap=True)
 # Pixels of a head's picture, about.
 SIDE = 220
 
@@ -261,5 +260,5 @@ def attention(
     content = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
     found = look(opened, load_model(opened), content, pair, window)
     write_atomic(out, page(found, opened.manifest.name, tags=opened.manifest.task.kind == "token-classification"))
-    console.print(f"  {found.answer}", markup=False)
-    console.print(f"  wrote {out} ({len(found.encoded.windows)} windows; shown: {window})", markup=False)
+    say(found.answer)
+    say(f"wrote {out} ({len(found.encoded.windows)} windows; shown: {window})")

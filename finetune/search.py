@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bundle.errors import RecipeError
 from bundle.folder import write_atomic
-from finetune.recipe import Recipe, load
+from finetune.recipe import Recipe
 from finetune.report.markup import toml
 from finetune.search_settings import Range, Search
+from finetune.terminal import console, load, say
 
-console = Console(highlight=False, soft_wrap=True)
 # Seconds without a sign of life after which a trial counts as dead; it is then tried again.
 HEARTBEAT, GRACE = 30, 120
 
@@ -162,9 +161,7 @@ def search(
     Example: python -m finetune search my.toml --trials 30
     """
     optuna = _optuna()
-    if form not in ("quick", "full"):
-        raise SystemExit("--form must be quick or full")
-    chosen = load(recipe, form)  # type: ignore[arg-type]
+    chosen = load(recipe, form)
     settings = check_space(chosen)
     wanted = trials or settings.trials
     folder = out / chosen.name / "search"
@@ -175,7 +172,7 @@ def search(
     console.print(f"[bold]search {chosen.name}[/bold]: {done} of {wanted} trials are done")
     if done < wanted:
         study.optimize(
-            objective(chosen, settings, folder, lambda sentence: console.print(f"  {sentence}", markup=False)),
+            objective(chosen, settings, folder, say),
             callbacks=[optuna.study.MaxTrialsCallback(wanted, states=ended)],
         )
     if not study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
@@ -188,7 +185,7 @@ def search(
     write_atomic(
         path, f"# The best of {len(study.trials)} trials: dev {chosen.metric} {study.best_value:.4f}.\n{toml(given)}\n"
     )
-    console.print(f"  wrote {path}", markup=False)
+    say(f"wrote {path}")
     console.print(f"next: make finetune RECIPE={path}")
 
 

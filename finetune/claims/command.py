@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console(highlight=False, soft_wrap=True)
+from finetune.terminal import console, say
 
 
 def claims(
@@ -47,8 +46,8 @@ def claims(
     console.print(f"[bold]claims[/bold]: {len(wanted)} of {len(arms) * seeds} trainings are to be done; {results}")
     if plan:
         for arm, seed in wanted:
-            console.print(f"  {arm.name}, seed {seed}", markup=False)
+            say(f"{arm.name}, seed {seed}")
         return
-    for _ in measure_all(results, arms, [SEEDS[0] + n for n in range(seeds)], lambda s: console.print("  " + s)):
+    for _ in measure_all(results, arms, [SEEDS[0] + n for n in range(seeds)], say):
         pass
     console.print("next: make tables")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console(highlight=False, soft_wrap=True)
+from finetune.terminal import say
 
 
 def report(
@@ -28,5 +27,5 @@ def report(
 
     opened = [open_run(find(run)) for run in runs]
     written = write_page(opened, out or opened[0].folder / "report.html")
-    console.print(f"  wrote {written[0]} ({written[0].stat().st_size / 1e3:.0f} kB, all in one file)", markup=False)
-    console.print(f"  wrote {len(written) - 1} pictures in {written[0].with_suffix('')}", markup=False)
+    say(f"wrote {written[0]} ({written[0].stat().st_size / 1e3:.0f} kB, all in one file)")
+    say(f"wrote {len(written) - 1} pictures in {written[0].with_suffix('')}")

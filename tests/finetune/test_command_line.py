@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from finetune.__main__ import _has, app, console
+from finetune.__main__ import _has, app
 from finetune.data.assets import ASSETS
 from finetune.data.named import DERIVED, NAMED
 from finetune.recipe import load, shipped
+from finetune.terminal import console
 
 
 @pytest.fixture(autouse=True)
