@@ -165,3 +165,12 @@ def _without(manifest: Manifest, name: str) -> Manifest:
     kept = {key: item for key, item in manifest.artifacts.items() if key not in gone}
     published = "" if manifest.published in gone else manifest.published
     return manifest.model_copy(update={"artifacts": kept, "published": published})
+
+
+def place(source: Path, target: Path) -> None:
+    """A second name for a finished file where the file system allows it, a copy elsewhere."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

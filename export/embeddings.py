@@ -47,12 +47,11 @@ FLOAT, INT32 = 1, 6
 
 @dataclass(frozen=True)
 class Kept:
-    """The tokens that keep their row.
+    """The tokens that keep their row; each token of the corpus is among them.
 
     Attributes:
         tokens: bool (vocabulary,).
         unknown: id of the token that stands for those that are left out.
-        seen: share of the corpus's tokens that are kept, 0 to 1; it is 1, since each of them is kept.
         held_out: share of the test rows' tokens that are kept, 0 to 1; None without test rows.
     """
 

@@ -23,6 +23,7 @@ from bundle.golden import read_golden
 from bundle.manifest import Aim, Manifest, Setup, Task, Tensor
 from bundle.plan import planned
 from bundle.versions import triton_name
+from export.artifact import place
 
 Flavour = Literal["python", "onnxruntime"]
 
@@ -182,11 +183,11 @@ def write_repository(
         folder = new / str(manifest.version)
         folder.mkdir(parents=True)
         graph = bundle.path(artifact.file)
-        _place(graph, folder / GRAPH)
+        place(graph, folder / GRAPH)
         for companion in artifact.files:
             # A graph names its weights relative to its own folder.
             source = bundle.path(companion.file)
-            _place(source, folder / source.relative_to(graph.parent))
+            place(source, folder / source.relative_to(graph.parent))
         if backend == "python":
             shutil.copyfile(_SCRIPT, folder / "model.py")
         for file, labels in _label_files(manifest.task).items():
@@ -251,12 +252,3 @@ def _tensor(kind: str, tensor: Tensor, ragged: bool, *, labels: str = "") -> str
     dims = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in tensor.shape[1:])
     extra = (" allow_ragged_batch: true" if ragged else "") + (f' label_filename: "{labels}"' if labels else "")
     return f'{kind} [ {{ name: "{tensor.name}" data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]{extra} }} ]'
-
-
-def _place(source: Path, target: Path) -> None:
-    """A second name for the file where the file system allows it, a copy elsewhere."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

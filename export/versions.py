@@ -5,14 +5,13 @@ Which version is served, and whether it still computes what it promises, is for 
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from bundle.errors import BundleError, ExportError
 from bundle.folder import Bundle, create_bundle, open_bundle
 from bundle.versions import VERSIONS, home_of, is_kept, kept, next_version
+from export.artifact import place
 
 
 def keep(bundle: Bundle) -> Bundle:
@@ -46,18 +45,10 @@ def keep(bundle: Bundle) -> Bundle:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new = Path(scratch) / "new"
         for ref in bundle.files():
-            _copy(bundle.path(ref.file), new / ref.file)
+            place(bundle.path(ref.file), new / ref.file)
         create_bundle(new, bundle.manifest)
         try:
             new.rename(target)
         except OSError as error:
             raise BundleError(f"{target}: cannot be written: {error.strerror}") from error
     return open_bundle(target, verify=False)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

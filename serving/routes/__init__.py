@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -32,6 +33,22 @@ def chosen(request: Request, name: str, body: bytes, version: int | None = None)
     model = gateway.versions.find(name, str(version)) if version else gateway.choose(name, body)
     request.state.model_version = model.version
     return model
+
+
+def refuses(problems: Mapping[int, str], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of a native route's errors.
+
+    Args:
+        problems: what each status means there.
+        statuses: those that the route has.
+    """
+    return {
+        status: {
+            "description": problems[status],
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
 
 
 def reads(*bodies: type[BaseModel], **more: object) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Takes care of keys, bodies and descriptions; what a change means is `serving.ver
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi import Path as FromPath
@@ -15,13 +16,12 @@ from bundle.errors import AccessError
 from bundle.manifest import Parity
 from serving.door import log
 from serving.gateway import Gateway
-from serving.routes import gateway_of, reads
+from serving.routes import gateway_of, reads, refuses
 from serving.schemas import Strict, parse_as
 from serving.versions import Canary, Line
 
 router = APIRouter(prefix="/v1/admin/models/{model}", tags=["administration"])
 
-_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _PROBLEMS = {
     400: "not JSON",
     401: "no key, or an unknown one",
@@ -35,8 +35,7 @@ _PROBLEMS = {
 _CHANGES = (401, 403, 404, 409, 422, 503)
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": _PROBLEMS[status], "content": _PROBLEM} for status in statuses}
+_problems = partial(refuses, _PROBLEMS)
 
 
 class CanaryRequest(Strict):

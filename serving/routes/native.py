@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
 from bundle.decode import thresholds
 from serving.catalogue import ServedModel
-from serving.routes import chosen, gateway_of, reads
+from serving.routes import chosen, gateway_of, reads, refuses
 from serving.schemas import (
     FormatView,
     LoadedVersion,
@@ -43,15 +45,7 @@ _PROBLEMS = {
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """Error responses for the API description."""
-    return {
-        status: {
-            "description": _PROBLEMS[status],
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status in statuses
-    }
+problems = partial(refuses, _PROBLEMS)
 
 
 @router.post(

@@ -40,6 +40,26 @@ def heard(raw: socket.socket) -> Heard:
     return Heard(int(found[1]) if found else 0, said)
 
 
+def dripped(url: str, head: bytes, drop: bytes, most: int = 1000) -> bytes:
+    """Sends a head, then a drop again and again until the server hangs up; what it said.
+
+    Fails where it has not hung up after so many drops.
+    """
+    with connect(url) as raw:
+        raw.settimeout(0.02)
+        said = b""
+        with contextlib.suppress(ConnectionError):
+            raw.sendall(head)
+            for _ in range(most):
+                raw.sendall(drop)
+                with contextlib.suppress(TimeoutError):
+                    said += (part := raw.recv(4096))
+                    if not part:
+                        return said
+            raise AssertionError(f"the server took {most} drops and waits for more")
+    return said
+
+
 def sent(url: str, *parts: bytes) -> Heard:
     """Sends some bytes on a connection of its own; reads what comes back, also where the server hung up early."""
     with connect(url) as raw:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 from serving.keys import hash_of
 from serving.settings import Settings
 from tests.serving.conftest import Server, eventually, options
-from tests.serving.sockets import connect, heard, request, sent
+from tests.serving.sockets import connect, dripped, heard, request, sent
 
 pytestmark = pytest.mark.slow
 
@@ -77,18 +76,7 @@ def test_headers_that_never_end_are_told_so_and_the_connection_is_closed(strict:
 
 
 def test_headers_that_come_byte_by_byte_gain_no_time(strict: Server) -> None:
-    with connect(strict.url) as raw:
-        raw.settimeout(0.02)
-        said = b""
-        with contextlib.suppress(ConnectionError):
-            raw.sendall(b"GET /health/live HTTP/1.1\r\n")
-            for number in itertools.count():
-                assert number < 1000, "a header that grows byte by byte was waited for"
-                raw.sendall(b"X")
-                with contextlib.suppress(TimeoutError):
-                    said += (part := raw.recv(4096))
-                    if not part:
-                        break
+    said = dripped(strict.url, b"GET /health/live HTTP/1.1\r\n", b"X")
     assert said.startswith(b"HTTP/1.1 408")
 
 
@@ -116,36 +104,14 @@ def test_a_body_that_stops_is_408_in_every_dialect(strict: Server, path: str) ->
 
 
 def test_a_body_that_comes_byte_by_byte_gains_no_time(strict: Server) -> None:
-    with connect(strict.url) as raw:
-        raw.settimeout(0.02)
-        said = b""
-        raw.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
-        with contextlib.suppress(ConnectionError):
-            for number in itertools.count():
-                assert number < 1000, "a body that grows byte by byte was waited for"
-                raw.sendall(b"1\r\n \r\n")
-                with contextlib.suppress(TimeoutError):
-                    said += (part := raw.recv(4096))
-                    if not part:
-                        break
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    said = dripped(strict.url, head, b"1\r\n \r\n")
     assert said.startswith(b"HTTP/1.1 408")
 
 
 def test_the_rest_of_a_refused_body_is_not_taken_for_ever(strict: Server) -> None:
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode()
-    with connect(strict.url) as raw:
-        raw.settimeout(0.02)
-        said = b""
-        raw.sendall(head)
-        with contextlib.suppress(ConnectionError):
-            for _ in range(1000):
-                raw.sendall(b" ")
-                with contextlib.suppress(TimeoutError):
-                    said += (part := raw.recv(4096))
-                    if not part:
-                        break
-            else:
-                pytest.fail("a refused body was read on and on")
+    said = dripped(strict.url, head, b" ")
     assert said.startswith(b"HTTP/1.1 413")
 
 
