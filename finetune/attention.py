@@ -18,7 +18,7 @@ import typer
 
 from bundle.decode import FloatArray
 from bundle.encode import Encoded, Encoder, pad
-from bundle.errors import BundleError, InvalidText
+from bundle.errors import BundleError, DataError, InvalidText
 from bundle.folder import Bundle, open_bundle, write_atomic
 from bundle.manifest import Joining
 from bundle.predict import Predicted, answer_of, of_window, readable
@@ -241,6 +241,23 @@ def picture(weights: npt.NDArray[Any]) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
+def content_of(text: str) -> str:
+    """The text that a command line gives: itself, or what a file holds that it names by ``@FILE``.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if not text.startswith("@") or text == "@":
+        return text
+    path = Path(text[1:])
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; @FILE reads the text from a file") from error
+
+
 def attention(
     text: Annotated[str, typer.Argument(help="The text; @FILE reads it from a file.")],
     bundle: Annotated[str, typer.Option(help="A bundle's folder, or a name under artifacts/.")] = "news",
@@ -256,8 +273,8 @@ def attention(
     root = next((path for path in tried if (path / "bundle.json").is_file()), None)
     if root is None:
         raise BundleError(f"{bundle}: no bundle.json in {', '.join(map(str, tried))}")
+    content = content_of(text)
     opened = open_bundle(root)
-    content = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
     found = look(opened, load_model(opened), content, pair, window)
     write_atomic(out, page(found, opened.manifest.name, tags=opened.manifest.task.kind == "token-classification"))
     say(found.answer)

@@ -65,11 +65,14 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a results file; none where there is no file.
 
     Raises:
-        DataError: a line is not a row. A last line that a kill cut short is left out.
+        DataError: the file is no text, or a line is not a row. A last line that a kill cut short is left out.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
     rows = []
     for number, line in enumerate(lines, 1):
         if not line:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from bundle.errors import BundleError, SlipwayError
+from bundle.folder import open_bundle
 from bundle.machine import commit, hardware, versions
 from serving.stages.bare import served, texts_of
 from serving.stages.processes import Candidate, Served, candidates
@@ -85,7 +86,7 @@ def measure(
         SlipwayError: the bundle cannot be measured, or a candidate does not start.
     """
     dice = random.Random(seed)
-    name = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["name"] if bundle.is_dir() else ""
+    name = open_bundle(bundle, verify=False).name
     model = served(bundle, name)
     task = model.manifest.task
     if task.kind == "text-pair" or not task.classifies:

@@ -60,6 +60,12 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
         read_rows(path)
 
 
+def test_a_results_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "claims.jsonl").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(DataError, match=r"claims\.jsonl: is not UTF-8"):
+        read_rows(tmp_path / "claims.jsonl")
+
+
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [

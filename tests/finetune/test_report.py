@@ -12,7 +12,7 @@ import pytest
 
 from bundle.errors import DataError, InvalidText
 from finetune.__main__ import run as train
-from finetune.attention import attention, rollout
+from finetune.attention import attention, content_of, rollout
 from finetune.curve.record import Record
 from finetune.report.command import report
 from finetune.report.page import write_page
@@ -127,3 +127,11 @@ def test_a_run_that_has_not_ended_has_a_page_too(tmp_path: Path) -> None:
 def test_a_folder_without_a_record_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no record of a training \(curve.jsonl\) in .*run"):
         find(tmp_path, tmp_path)
+
+
+def test_a_file_that_is_no_text_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\0")
+    for name, reason in (("binary.txt", r"binary\.txt: is not UTF-8"), ("absent.txt", r"absent\.txt: No such file")):
+        with pytest.raises(DataError, match=reason):
+            content_of(f"@{tmp_path / name}")
+    assert content_of("@") == "@" and content_of("好") == "好"

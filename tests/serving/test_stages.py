@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bundle.errors import BundleError
+from serving.stages.__main__ import measure
 from serving.stages.report import Round, summary
 from serving.stages.steps import steps
 from tests.serving.conftest import ROOT
@@ -87,3 +89,8 @@ def test_every_step_of_a_request_is_timed(bundles: Path) -> None:
 
     assert {"parse JSON", "tokenize", "decode", "metrics", "write JSON"} <= set(found)
     assert all(value > 0 for value in found.values())
+
+
+def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"bundle\.json: no such file"):
+        measure(tmp_path, tmp_path, ["onnx"], 1, 1, 1, 1, 1)
