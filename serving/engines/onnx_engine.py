@@ -1,15 +1,19 @@
 """ONNX Runtime in the gateway's own process, on worker threads of its own.
 
-Calls wait in one line. When a session is idle, it takes the first of them and, where a plan says that this pays, those
-behind it that fit into one computation (`bundle.batching`). Nobody waits for company.
+Calls wait in one line. When a session is idle, its thread takes the first of them and, where a plan says that this
+pays, those behind it that fit into one computation (`bundle.batching`). Nobody waits for company, and no session for
+the event loop: the loop shares the cores and the interpreter's lock with the computations, and is late when they are
+busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +42,13 @@ class _Call:
 
 
 class _Loaded:
-    """One model: its sessions, the calls that wait for them, and a worker thread for each session.
+    """One model: its sessions, each with a thread of its own, and the calls that wait for them.
 
-    Everything but the computation itself happens on the event loop, so nothing here needs a lock.
+    The line and what has ended are shared by the event loop and the threads, under a lock that nobody holds for long.
+
+    Attributes:
+        sessions: by the number of their thread.
+        waiting: calls that no thread has taken.
     """
 
     def __init__(self, model: ServedModel, watcher: Watcher | None) -> None:
@@ -66,68 +74,85 @@ class _Loaded:
             found = sorted(tensor.name for tensor in here)
             if found != sorted(wanted):
                 raise BundleError(f"{model.graph}: its {kind} are {found}, bundle.json says {sorted(wanted)}")
-        self.idle = [opened[number % copies] for number in range(how.sessions)]
-        self.workers = ThreadPoolExecutor(how.sessions, thread_name_prefix=f"onnx-{model.name}")
+        self.sessions = [opened[number % copies] for number in range(how.sessions)]
         self.waiting: deque[_Call] = deque()
-        self.running = 0
-
-    @property
-    def pending(self) -> int:
-        """Calls that wait or are computed."""
-        return len(self.waiting) + self.running
+        self._lock = threading.Lock()
+        # Wakes a thread for each call that came; ends one with False.
+        self._come: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._ended: list[tuple[list[_Call], list[tuple[FloatArray, ...]] | Exception]] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"onnx-{model.name}-{number}", daemon=True)
+            for number in range(how.sessions)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def infer(self, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         """Outputs of some windows; a call that is given up before its turn is not computed."""
-        loop = asyncio.get_running_loop()
-        call = _Call(input_ids, token_type_ids, loop.create_future())
-        self.waiting.append(call)
-        self._go_on()
+        call = _Call(input_ids, token_type_ids, asyncio.get_running_loop().create_future())
+        with self._lock:
+            self.waiting.append(call)
+        self._come.put(True)
         try:
             return await call.answer
         finally:
-            if call.answer.cancelled() and call in self.waiting:
-                self.waiting.remove(call)
+            if call.answer.cancelled():
+                with self._lock, contextlib.suppress(ValueError):  # a thread may have taken it
+                    self.waiting.remove(call)
 
     def give_up(self, reason: str) -> None:
         """Gives up what waits."""
-        for call in self.waiting:
+        with self._lock:
+            calls = list(self.waiting)
+            self.waiting.clear()
+        for call in calls:
             if not call.answer.done():
                 call.answer.set_exception(EngineUnavailable(reason))
-        self.waiting.clear()
 
     async def end(self, reason: str) -> None:
         """Lets the computations end and gives up what waits."""
         self.give_up(reason)
-        await asyncio.to_thread(self.workers.shutdown, wait=True, cancel_futures=True)
+        for _ in self._threads:
+            self._come.put(False)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
-    def _go_on(self) -> None:
-        """Gives every idle session its next computation."""
-        most = max(1, self.model.running.windows)
-        while self.idle and self.waiting:
-            count = taken((len(call.input_ids) for call in self.waiting), most)
-            calls = [self.waiting.popleft() for _ in range(count)]
-            self.running += count
-            session = self.idle.pop()
-            loop = asyncio.get_running_loop()
-            done = loop.run_in_executor(self.workers, self._compute, session, calls)
-            done.add_done_callback(lambda future, session=session, calls=calls: self._answer(future, session, calls))  # type: ignore[misc]
+    def _work(self, number: int) -> None:
+        """A session's thread: computes what waits until it is ended."""
+        while self._come.get():
+            # Another thread may have taken this call with its own.
+            if calls := self._take():
+                try:
+                    self._tell(calls, self._compute(self.sessions[number], calls))
+                except Exception as error:
+                    self._tell(calls, error)
 
-    def _answer(
-        self, done: asyncio.Future[list[tuple[FloatArray, ...]]], session: ort.InferenceSession, calls: list[_Call]
-    ) -> None:
-        self.idle.append(session)
-        self.running -= len(calls)
-        failure = None if done.cancelled() else done.exception()
-        for number, call in enumerate(calls):
-            if call.answer.done():
-                continue
-            if done.cancelled():
-                call.answer.cancel()
-            elif failure:
-                call.answer.set_exception(failure)
-            else:
-                call.answer.set_result(done.result()[number])
-        self._go_on()
+    def _take(self) -> list[_Call]:
+        """The calls of the next computation."""
+        with self._lock:
+            count = taken((len(call.input_ids) for call in self.waiting), max(1, self.model.running.windows))
+            return [self.waiting.popleft() for _ in range(count)]
+
+    def _tell(self, calls: list[_Call], found: list[tuple[FloatArray, ...]] | Exception) -> None:
+        """On a session's thread: has the event loop answer; it is woken once for all that ends before it comes."""
+        with self._lock:
+            self._ended.append((calls, found))
+            first = len(self._ended) == 1
+        if first:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+                calls[0].answer.get_loop().call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, []
+        for calls, found in ended:
+            for number, call in enumerate(calls):
+                if call.answer.done():
+                    continue
+                if isinstance(found, Exception):
+                    call.answer.set_exception(found)
+                else:
+                    call.answer.set_result(found[number])
 
     def _compute(self, session: ort.InferenceSession, calls: Sequence[_Call]) -> list[tuple[FloatArray, ...]]:
         """On a worker thread: the outputs of each call, at the shape that it came in."""

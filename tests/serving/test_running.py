@@ -79,14 +79,14 @@ def test_calls_that_are_computed_together_get_the_answers_that_they_get_alone(pl
         (model,) = load(bundle.root.parents[1], run_as=lambda manifest: run_with(manifest)).values()
         engine, noted = OnnxEngine(), []
         await engine.start([model])
-        session = engine._loaded[model.id].idle[0]
+        session = engine._loaded[model.id].sessions[0]
 
         class Noting:
             def run(self, outputs: list[str], inputs: dict[str, np.ndarray[tuple[int, int], np.dtype[np.int64]]]):  # type: ignore[no-untyped-def]
                 noted.append(len(inputs["input_ids"]))
                 return session.run(outputs, inputs)
 
-        engine._loaded[model.id].idle[:] = [Noting()]
+        engine._loaded[model.id].sessions[:] = [Noting()]
         rows = [model.encoder.row(model.encoder.encode(text), 0) for text in texts]
         together = await asyncio.gather(*(engine.infer(model, row.ids[None], row.types[None]) for row in rows))
         most = max(noted)
