@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ LOSING_TOKENIZERS = ("0.23.1", "0.23.2")
 # Where a cut hurts least: after a sentence, else after a clause. Chinese and Latin punctuation, line breaks.
 SENTENCE_ENDS = frozenset("。！？.!?…\n\r；;．")
 CLAUSE_ENDS = frozenset("，,、：:）)】》」』”’ \t—")
+_ENDS = SENTENCE_ENDS | CLAUSE_ENDS
 # Characters beyond which a text is tokenized piece by piece, each without holding the GIL.
 PIECE_CHARACTERS = 10_000
 # Where a BERT pre-tokenizer splits whatever stands around it: after white space or punctuation, before a character
@@ -190,8 +192,10 @@ class Encoder:
                 (encoding,) = self.tokenizer.encode_batch([piece], add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidText(field, f"{field} holds a lone surrogate, which is not text; remove it") from error
-        ids = np.array(encoding.ids, dtype=np.int64)
-        return ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
+        count = len(encoding)
+        ids = np.fromiter(encoding.ids, dtype=np.int64, count=count)
+        spans = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int64, count=2 * count).reshape(-1, 2)
+        return ids, spans + start if start else spans
 
     def encode(
         self,
@@ -303,25 +307,31 @@ class Encoder:
     def _best_end(self, text: str, ids: IntArray, spans: IntArray, lowest: int, highest: int) -> int:
         """The best place in [lowest, highest] to end a window that cannot reach the end of the text."""
         clause = word = 0
+        # As lists: reading single numbers out of arrays takes longer than looking at the text.
+        lefts, rights = spans[lowest - 1 : highest, 1].tolist(), spans[lowest : highest + 1, 0].tolist()
         for last in range(highest, lowest - 1, -1):
-            seam = _between(text, int(spans[last - 1, 1]), int(spans[last, 0]))
-            if any(character in SENTENCE_ENDS for character in seam):
-                return last
-            if not clause and any(character in CLAUSE_ENDS for character in seam):
-                clause = last
             if not word and not self._continues[ids[last]]:
                 word = last
+            left, right = lefts[last - lowest], rights[last - lowest]
+            if _ENDS.isdisjoint(text[left - 1 : right]):
+                continue
+            seam = _between(text, left, right)
+            if not SENTENCE_ENDS.isdisjoint(seam):
+                return last
+            if not clause and not CLAUSE_ENDS.isdisjoint(seam):
+                clause = last
         return clause or word or highest
 
     def row(self, encoded: Encoded, index: int) -> WindowRow:
         """The model's input for window ``index`` of an encoded text."""
         spec, window = self.spec, encoded.windows[index]
         own = encoded.ids[window.first : window.last]
+        if not encoded.is_pair:
+            ids = np.empty(len(own) + 2, dtype=np.int64)
+            ids[0], ids[1:-1], ids[-1] = spec.cls_id, own, spec.sep_id
+            return WindowRow(ids, np.zeros(len(ids), dtype=np.int64), slice(1, 1 + len(own)))
         cls = np.array([spec.cls_id], dtype=np.int64)
         sep = np.array([spec.sep_id], dtype=np.int64)
-        if not encoded.is_pair:
-            ids = np.concatenate([cls, own, sep])
-            return WindowRow(ids, np.zeros_like(ids), slice(1, 1 + len(own)))
         left, right = (encoded.other, own) if encoded.other_first else (own, encoded.other)
         ids = np.concatenate([cls, left, sep, right, sep])
         types = np.zeros_like(ids)
@@ -361,8 +371,11 @@ def pad(rows: Sequence[WindowRow], pad_id: int) -> tuple[IntArray, IntArray]:
     """Stacks windows of different lengths.
 
     Returns:
-        input_ids and token_type_ids, int64 (windows, longest); the mask follows from ``pad_id``.
+        input_ids and token_type_ids, int64 (windows, longest), of one window views of its own arrays; the mask
+        follows from ``pad_id``.
     """
+    if len(rows) == 1:
+        return rows[0].ids[None], rows[0].types[None]
     longest = max(len(row.ids) for row in rows)
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     types = np.zeros((len(rows), longest), dtype=np.int64)
