@@ -16,6 +16,7 @@ from serving.errors import METHOD, NO_ROUTE, Kind, kind_of, problem, problem_of
 from serving.gateway import Gateway
 from serving.routes import admin, by_name, huggingface, kserve_v2, native, operations, paddlenlp, stream, tei, web
 from serving.schemas import PredictRequest, Problem, refusal
+from serving.shortcut import Shortcut
 
 # What the door answers before a route is reached; in the shape of the route's other refusals.
 _DOOR = {
@@ -87,6 +88,11 @@ def make_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(SlipwayError, refused)
     app.add_exception_handler(RequestValidationError, misasked)
     app.add_exception_handler(HTTPException, unrouted)
+    app.add_middleware(
+        Shortcut,
+        routers=(native.router, tei.router),
+        endpoints=(native.predict, tei.predict, tei.predict_by_name),
+    )
     app.add_middleware(
         Door,
         measuring=gateway.measuring,

@@ -68,9 +68,7 @@ class Measuring:
             failed: whether the fault is ours.
         """
         seconds = time.perf_counter() - call.begun
-        self.telemetry.in_flight.dec()
-        self.telemetry.requests.labels(route, status).inc()
-        self.telemetry.latency.labels(route).observe(seconds)
+        self.telemetry.ended(route, status, seconds)
         if self._log_requests:
             facts = {"route": route, "status": status, "ms": round(seconds * 1000, 3), **call.facts}
             requests.info("answered", extra={"facts": facts})

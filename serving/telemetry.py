@@ -7,6 +7,8 @@ model labels, kinds of errors; never what a caller wrote. No text leaves through
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -69,6 +71,17 @@ class _Outside(Collector):
                 if part in values:
                     seconds.add_metric([model, part], values[part])
         yield seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _OfModel:
+    """What every answer of one version of a model is counted in."""
+
+    texts: Counter
+    version_texts: Counter
+    windows: Histogram
+    request_windows: Histogram
+    confidence: Summary
 
 
 class Telemetry:
@@ -146,35 +159,55 @@ class Telemetry:
         registry.register(self.outside)
         self.model_info = gauge("model_info", "What is served, always 1", "model", "version", "format", "engine")
 
+        # Found again without the library's lock and its look at every label; there are as many as in an exposition.
+        self._stage, self._batch = cache(self.stages.labels), cache(self.batch_windows.labels)
+        self._of_model, self._label = cache(self._model), cache(self.predictions.labels)
+        self._route, self._status = cache(self.latency.labels), cache(self.requests.labels)
+
+    def _model(self, model: str, version: int) -> _OfModel:
+        return _OfModel(
+            self.texts.labels(model),
+            self.versions.labels(model, str(version)),
+            self.windows.labels(model),
+            self.request_windows.labels(model),
+            self.confidence.labels(model),
+        )
+
+    def ended(self, route: str, status: int | str, seconds: float) -> None:
+        """Records one request."""
+        self.in_flight.dec()
+        self._status(route, status).inc()
+        self._route(route).observe(seconds)
+
     def answered(self, served: ServedModel, answers: Answers) -> None:
         """Records one prediction."""
         model, names = served.name, served.manifest.task.labels
+        own = self._of_model(model, served.version)
         for stage, seconds in answers.seconds.items():
-            self.stages.labels(model, stage).observe(seconds)
-        self.texts.labels(model).inc(len(answers.answers))
-        self.versions.labels(model, str(served.version)).inc(len(answers.answers))
-        windows, confidence = self.windows.labels(model), self.confidence.labels(model)
+            self._stage(model, stage).observe(seconds)
+        own.texts.inc(len(answers.answers))
+        own.version_texts.inc(len(answers.answers))
         together = 0
         for answer in answers.answers:
             count = len(answer.encoded.windows)
             together += count
-            windows.observe(count)
+            own.windows.observe(count)
             for name in {item.rule for item in answer.fired}:
                 self.rules.labels(model, name).inc()
             given = [names[index] for index in answer.chosen] + [item.label for item in answer.tagged]
             for label in given or (NOTHING,):
-                self.predictions.labels(model, label).inc()
+                self._label(model, label).inc()
             if (score := best_score(answer)) is not None:
-                confidence.observe(score)
-        self.request_windows.labels(model).observe(together)
+                own.confidence.observe(score)
+        own.request_windows.observe(together)
 
     def computed(self, model: str, windows: int) -> None:
         """Records one computation of the engine."""
-        self.batch_windows.labels(model).observe(windows)
+        self._batch(model).observe(windows)
 
     def waited(self, model: str, seconds: float) -> None:
         """Records that an engine call waited for its turn."""
-        self.stages.labels(model, "queue").observe(seconds)
+        self._stage(model, "queue").observe(seconds)
 
     def exposition(self) -> bytes:
         """The metrics as text for a scrape."""

@@ -81,8 +81,10 @@ def begin(
         request_id: the caller's own; another is made where it is missing or is none.
         spans: records it, if the caller's trace is recorded, or if there is none.
     """
+    # One look at the system's randomness for all that this request may need.
+    fresh = secrets.token_hex(32)
     if not ID.fullmatch(request_id):
-        request_id = secrets.token_hex(8)
+        request_id = fresh[:16]
     trace_id, parent_id, flags = _read(traceparent)
     state = tracestate if trace_id and len(tracestate) <= _STATE_CHARACTERS and tracestate.isascii() else ""
     wanted = spans is not None and (not trace_id or flags & SAMPLED)
@@ -90,9 +92,7 @@ def begin(
     if span:
         call = Call(request_id, span.trace_id, span.span_id, parent_id, SAMPLED, state, method, span)
     else:
-        call = Call(
-            request_id, trace_id or secrets.token_hex(16), secrets.token_hex(8), parent_id, flags, state, method
-        )
+        call = Call(request_id, trace_id or fresh[16:48], fresh[48:], parent_id, flags, state, method)
     current.set(call)
     return call
 
