@@ -113,7 +113,9 @@ def _shares(
     probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], joining: Joining, multi: bool
 ) -> npt.NDArray[np.float64]:
     """Each window's share in the pool: float64 (windows,), or (windows, labels) of a multi-label task."""
-    count, how = len(probabilities), joining.pooling
+    count = len(probabilities)
+    # A window that is alone has the whole pool, whatever is thought of it.
+    how = joining.pooling if count > 1 else "mean"
     shares = np.full(count, 1.0 / count)
     if how == "first":
         shares[:] = 0

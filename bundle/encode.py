@@ -393,10 +393,10 @@ def assert_covered(text: str, spans: IntArray) -> None:
     """
     position = 0
     if len(spans):
-        starts, reach = spans[:, 0], np.maximum.accumulate(spans[:, 1])
-        before = np.concatenate([[0], reach[:-1]])
-        for index in np.flatnonzero(starts > before):
-            _assert_droppable(text, int(before[index]), int(starts[index]))
+        reach = np.maximum.accumulate(spans[:, 1])
+        _assert_droppable(text, 0, int(spans[0, 0]))
+        for index in (spans[1:, 0] > reach[:-1]).nonzero()[0]:
+            _assert_droppable(text, int(reach[index]), int(spans[index + 1, 0]))
         position = int(reach[-1])
     _assert_droppable(text, position, len(text))
 

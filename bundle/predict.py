@@ -48,7 +48,8 @@ class Predicted:
     token_logits: list[FloatArray] = field(default_factory=list)
 
     def classified(self, task: Task, joining: Joining) -> Classified:
-        return classify(np.stack(self.logits), self.encoded.window_tokens, task, joining)
+        logits = self.logits[0][None] if len(self.logits) == 1 else np.stack(self.logits)
+        return classify(logits, self.encoded.window_tokens, task, joining)
 
     def tagged(self, task: Task, joining: Joining | None = None) -> list[Tagged]:
         return tag(self.token_logits or self.logits, self.encoded, task, joining)

@@ -29,6 +29,8 @@ FRAMING = 16
 SURPLUS_SECONDS = 1.0
 # What a header line takes beside name and value.
 LINE = 4
+# In the state of a request whose last byte has come.
+WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,9 @@ class Guarded(HttpToolsProtocol):
             return
         if self._beside > self._limits.max_header_bytes:
             self._refuse(HEADERS_LARGE)
-        elif not self._answering and self._clock is None and self.timeout_keep_alive_task is None:
-            # Something came that begins no request, such as an empty line; or the rest of one that is answered.
+        elif self._clock is None and (self._reading or self._idle):
+            # A request has begun and its headers are not here yet. Or something came that begins no request, such as an
+            # empty line; or the rest of one that is answered.
             self._watch(self._seconds, self._late)
 
     def _parse(self, data: bytes) -> None:
@@ -116,7 +119,7 @@ class Guarded(HttpToolsProtocol):
         self._head = self._beside = 0
         self._reading = self._arriving = True
         if not self._surplus:
-            self._watch(self._seconds, self._late)
+            self._unwatch()  # this request's own time begins, unless its headers have come with its first byte
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -157,6 +160,7 @@ class Guarded(HttpToolsProtocol):
             return
         self._arriving = False
         self._unwatch()
+        self.scope["state"][WHOLE] = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -194,6 +198,11 @@ class Guarded(HttpToolsProtocol):
             self._refuse(HEADERS_SLOW)
         else:
             self.transport.close()  # nothing was asked, so nothing is answered
+
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing is answered, and no clock runs for the next request either."""
+        return not self._answering and self.timeout_keep_alive_task is None
 
     @property
     def _answering(self) -> bool:

@@ -14,12 +14,12 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.errors import BodyTooSlow, LimitExceeded, RequestError
 from serving.admission import TERMS, Terms
+from serving.connections import WHOLE
 from serving.errors import kind_of, problem_of
 from serving.keys import Caller, Keys
 from serving.measuring import Measuring
@@ -78,10 +78,13 @@ class Door:
             if not arriving:  # what a route waits for now is the caller's hanging up
                 return await receive()
             try:
-                async with asyncio.timeout_at(
-                    due if limited else asyncio.get_running_loop().time() + self._stall_seconds
-                ):
+                if scope["state"].get(WHOLE):  # nothing to wait for, and so no clock
                     message = await receive()
+                else:
+                    async with asyncio.timeout_at(
+                        due if limited else asyncio.get_running_loop().time() + self._stall_seconds
+                    ):
+                        message = await receive()
             except TimeoutError:
                 if limited:
                     raise BodyTooSlow(self._body_seconds) from None
@@ -96,12 +99,13 @@ class Door:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                leaving = MutableHeaders(scope=message)
-                leaving["X-Request-Id"], leaving["traceparent"] = call.request_id, call.traceparent
+                added = {"x-request-id": call.request_id, "traceparent": call.traceparent}
                 if version := scope["state"].get("model_version"):
-                    leaving["X-Model-Version"] = str(version)
+                    added["x-model-version"] = str(version)
                 # An answer may hold what a caller sent; no browser is to guess that it is something else.
-                leaving["X-Content-Type-Options"] = "nosniff"
+                added["x-content-type-options"] = "nosniff"
+                named = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in added.items()]
+                message["headers"] = [*message.get("headers", ()), *named]
             await send(message)
 
         try:

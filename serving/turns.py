@@ -208,8 +208,9 @@ class Turns:
     def _go_on(self) -> None:
         """Gives turns as long as there is room."""
         now = self._clock()
-        while lines := [item for item in self._classes.values() if item.live]:
-            own = min(lines, key=lambda item: item.tag)
+        interactive, bulk = self._classes.values()
+        while interactive.live or bulk.live:
+            own = bulk if bulk.live and (not interactive.live or bulk.tag < interactive.tag) else interactive
             start, _, call = own.line[0]
             if call.over:
                 heapq.heappop(own.line)

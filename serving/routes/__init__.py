@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from serving.catalogue import ServedModel
 from serving.gateway import Gateway
@@ -15,6 +15,22 @@ from serving.gateway import Gateway
 def gateway_of(request: Request) -> Gateway:
     """The gateway that this application was made for."""
     return cast(Gateway, request.app.state.gateway)
+
+
+async def body_of(request: Request) -> bytes:
+    """The whole body, which is mostly there already; read without the framework's generator of its parts.
+
+    Raises:
+        ClientDisconnect: the caller hung up first.
+    """
+    parts, more = [], True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 def chosen(request: Request, name: str, body: bytes, version: int | None = None) -> ServedModel:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from bundle.decode import thresholds
 from serving.catalogue import ServedModel
-from serving.routes import chosen, gateway_of, reads, refuses
+from serving.routes import body_of, chosen, gateway_of, reads, refuses
 from serving.schemas import (
     FormatView,
     LoadedVersion,
@@ -58,7 +58,7 @@ problems = partial(refuses, _PROBLEMS)
 async def predict(model: str, request: Request) -> Response:
     """Answers each text, however long: long texts are read in overlapping windows and pooled."""
     gateway = gateway_of(request)
-    body = await request.body()
+    body = await body_of(request)
     name = gateway.model(model).name
     # Parsed here and not by the framework, so that no input can reach a parser without limits.
     wanted = parse_request(body)

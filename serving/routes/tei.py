@@ -17,7 +17,7 @@ from serving.catalogue import ServedModel
 from serving.classifier import Text
 from serving.errors import TeiErrorType
 from serving.gateway import Gateway
-from serving.routes import chosen, gateway_of, reads
+from serving.routes import body_of, chosen, gateway_of, reads
 from serving.schemas import LabelScore, Strict, parse_as
 from serving.views import given_first
 
@@ -111,7 +111,7 @@ async def predict_by_name(model: str, request: Request) -> Response:
 
 
 async def _predicted(request: Request, name: str) -> Response:
-    body = await request.body()
+    body = await body_of(request)
     model = chosen(request, name, body)
     wanted = parse_as(TeiPredictRequest, body)
     if wanted.raw_scores:
