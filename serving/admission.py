@@ -1,13 +1,18 @@
 """How much work is let in, and on what terms: the bound of each model, in tokens.
 
-A request is admitted when its tokens fit under the bound, and counts until the engine has computed them or nobody wants
-them any more. Beyond the bound it is refused at once, since a queue that only grows serves nobody in time (SEDA: Welsh,
-Culler and Brewer 2001): `Overloaded`, with the seconds after which the work that is there now will be done, at the rate
-at which the engine was seen to do it. The bound is lower than what the settings say where the engine would take too
-long for so much: where requests share the engine evenly, one of the usual size takes twice as long as what is admitted,
-so that may be `IN_TIME` of the time that requests have. What could not be answered before its deadline even if nothing
-else came is refused too. `bulk` work gets half of the bound at most, and no request counts for more than half, so that
-neither a stream nor a novel shuts the door on others. In what order the admitted work is done is `serving.turns`.
+A request is admitted while what is admitted is less than the bound, and counts until the engine has computed it or
+nobody wants it any more. At the bound it is refused at once, since a queue that only grows serves nobody in time (SEDA:
+Welsh, Culler and Brewer 2001): `Overloaded`, with the seconds after which the work that is there now will be done, at
+the rate at which the engine was seen to do it.
+
+Its own size does not matter: where a request must fit into what is left, small ones fill every gap and large ones are
+never let in. So the last one may go beyond the bound, and the next ones wait until that is worked off. Nor does it
+matter how long a request takes to be read: a place is kept for it from the door on, before anything is known of it.
+
+The bound is lower than what the settings say where the engine would take too long for so much: it may have to work for
+`IN_TIME` of the time that requests have. What could not be answered before its deadline even if nothing else came is
+refused too. `bulk` work is let in up to half of the bound, and no request counts for more than half, so that neither a
+stream nor a novel shuts the door on others for long. In what order the admitted work is done is `serving.turns`.
 """
 
 from __future__ import annotations
@@ -25,14 +30,38 @@ from serving.turns import Clock, Flow, Priority, Turns, Waiting
 
 # Seconds: whoever gives a request more time than this gives it all the time.
 _FOREVER = 86_400.0
-# How much the newest request counts in what is taken for usual.
-_NEWEST = 0.1
-# The share of the requests' time in which the engine could do what is admitted.
-IN_TIME = 0.4
+# How much the newest request counts in what is taken for usual: sizes differ a thousandfold, so a mean needs many.
+_NEWEST = 0.02
+# The share of the requests' time in which the engine could do what is admitted. Requests of several calls share the
+# engine evenly and take about twice as long; the other half of their time is for a pace that drops meanwhile.
+IN_TIME = 0.25
+# A request has so many shares of the engine at most, however large it is.
+MOST_SHARES = 16.0
+# Seconds for which a place is kept for a request that is being read: who sends slowly does not keep others out.
+CLAIM_SECONDS = 1.0
 # So many requests of the usual size are let in whatever the engine's pace is: it must not idle for a wrong one.
 AT_LEAST = 2
 # Seconds: more is not told to anybody, since nobody knows what is then.
 MOST_RETRY_SECONDS = 60.0
+
+
+class Claim:
+    """A place that is kept for a request between the door and its admission; empty until `Lane.check` gives one."""
+
+    __slots__ = ("lane", "priority", "until")
+
+    def __init__(self) -> None:
+        self.lane: Lane | None = None
+        self.priority: Priority = "interactive"
+        self.until = 0.0
+
+    def give_up(self) -> bool:
+        """Ends it; whether there was one. May be called again."""
+        lane, self.lane = self.lane, None
+        if lane is None:
+            return False
+        lane.claimed[self.priority] -= 1
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +75,7 @@ class Terms:
         patient: waits for room instead of being refused, as long as the caller holds the connection; the seconds count
             from then on.
         gone: returns when the client has gone away; None where that cannot be seen.
+        claim: the place that is kept for the request until it is admitted.
     """
 
     seconds: float
@@ -54,6 +84,7 @@ class Terms:
     caller: Caller | None = None
     patient: bool = False
     gone: Callable[[], Awaitable[None]] | None = None
+    claim: Claim = field(default_factory=Claim, compare=False)
 
     @property
     def left(self) -> float:
@@ -150,6 +181,7 @@ class Lane:
 
     Attributes:
         admitted: tokens that count now, by class.
+        claimed: places that are kept for requests of which nothing is known yet.
         flows: those with admitted work.
     """
 
@@ -157,14 +189,16 @@ class Lane:
         self.name, self.most, self._clock = name, most, clock
         self.turns = Turns(at_engine, clock)
         self.admitted: dict[Priority, int] = {"interactive": 0, "bulk": 0}
+        self.claimed: dict[Priority, int] = {"interactive": 0, "bulk": 0}
         self.flows: dict[Priority, set[Flow]] = {"interactive": set(), "bulk": set()}
         self._of_callers: dict[tuple[str, Priority], Flow] = {}
         self._patient: dict[Priority, deque[tuple[int, asyncio.Future[None]]]] = {
             "interactive": deque(),
             "bulk": deque(),
         }
-        # Of the requests that were let in: tokens that they count for, and seconds that they have.
-        self._usual = self._seconds = 0.0
+        self._claims: deque[Claim] = deque()
+        # Of the requests that were let in: how many, tokens that they count for, and seconds that they have.
+        self._let_in, self._usual, self._seconds = 0, 0.0, 0.0
 
     @property
     def bound(self) -> int:
@@ -183,16 +217,19 @@ class Lane:
         return min(tokens, self.most // 2)
 
     def check(self, terms: Terms) -> None:
-        """Refuses at the door, before a body is read or a text is tokenized, what `admit` would refuse of usual size.
+        """Lets a request through the door, before its body is read and its size is known, and keeps a place for it.
 
         Raises:
-            Overloaded: it would.
+            Overloaded: there is no room, or one of the usual size would be late.
         """
-        if self.tokens:
-            usual = int(self._usual)
-            if not self._fits(usual, terms.priority):
-                raise self._full(usual, terms.priority)
-            self._check_deadline(usual, terms, None)
+        if terms.claim.lane is self:
+            return
+        self._check_room(terms.priority)
+        self._check_deadline(int(self._usual), terms, None)
+        claim = terms.claim
+        claim.lane, claim.priority, claim.until = self, terms.priority, self._clock() + CLAIM_SECONDS
+        self.claimed[terms.priority] += 1
+        self._claims.append(claim)
 
     async def admit(self, tokens: int, terms: Terms) -> Ticket:
         """Lets a request in.
@@ -201,18 +238,20 @@ class Lane:
             tokens: of all its windows, as the model reads them.
 
         Raises:
-            Overloaded: it does not fit, or could not be answered in time.
+            Overloaded: there is no room and none was kept for it, or it could not be answered in time.
         """
         priority, charge = terms.priority, self.charge(tokens)
-        flow = self._flow(terms)
+        self._drop_old_claims()
+        claimed = terms.claim.give_up()
+        flow = self._flow(tokens, terms)
         if terms.patient:
             await self._room(charge, priority)
-        elif self._patient[priority] or not self._fits(charge, priority):
-            raise self._full(charge, priority)
         else:
+            self._check_room(priority, claimed=claimed)
             self._check_deadline(tokens, terms, flow)
             self.admitted[priority] += charge
-        weight = _NEWEST if self._usual else 1.0
+        self._let_in += 1
+        weight = max(_NEWEST, 1 / self._let_in)
         self._usual += weight * (charge - self._usual)
         self._seconds += weight * (min(terms.seconds, _FOREVER) - self._seconds)
         return self._ticket(flow, priority, tokens, terms)
@@ -220,7 +259,7 @@ class Lane:
     def let_in(self) -> None:
         """Room was made: lets in who waited for it, first come first served."""
         for priority, line in self._patient.items():
-            while line and (line[0][1].done() or self._fits(line[0][0], priority)):
+            while line and (line[0][1].done() or self._has_room(priority, self.admitted)):
                 charge, room = line.popleft()
                 if not room.done():
                     self.admitted[priority] += charge
@@ -237,23 +276,50 @@ class Lane:
         self.flows[priority].add(flow)
         return Ticket(self, flow, priority, tokens, terms)
 
-    def _fits(self, charge: int, priority: Priority) -> bool:
+    def _has_room(self, priority: Priority, there: dict[Priority, int]) -> bool:
+        """Whether one more may come to so many tokens, whatever its size."""
         # Whoever is alone in a class is let in whatever the engine's pace is; a pace is seen only of what is let in.
-        bound = self.bound if self.admitted[priority] else self.most
-        if priority == "bulk" and self.admitted["bulk"] + charge > bound // 2:
-            return False
-        return self.tokens + charge <= bound
+        if not there[priority]:
+            return self.tokens < self._most_of_all
+        return sum(there.values()) < self.bound and (priority != "bulk" or there["bulk"] < self.bound // 2)
 
-    def _full(self, charge: int, priority: Priority) -> Overloaded:
+    @property
+    def _most_of_all(self) -> int:
+        """Tokens at which even who has a place is refused: with one request more, twice what the settings say."""
+        return self.most + self.most // 2
+
+    def _check_room(self, priority: Priority, *, claimed: bool = False) -> None:
+        """Refuses where there is no room, or others wait for it.
+
+        Args:
+            claimed: whether it had a place; it was let in when that was given, without a look at its size.
+        """
+        if claimed:
+            room = self.tokens < self._most_of_all
+        else:
+            self._drop_old_claims()
+            there = {kind: self.admitted[kind] + int(count * self._usual) for kind, count in self.claimed.items()}
+            room = not self._patient[priority] and self._has_room(priority, there)
+        if not room:
+            raise self._full(priority)
+
+    def _drop_old_claims(self) -> None:
+        now, claims = self._clock(), self._claims
+        while claims and (claims[0].lane is not self or claims[0].until <= now):
+            claim = claims.popleft()
+            if claim.lane is self:
+                claim.give_up()
+
+    def _full(self, priority: Priority) -> Overloaded:
         there, limit, what = self.tokens, self.bound, "tokens"
-        if priority == "bulk" and self.admitted["bulk"] + charge > self.bound // 2:
-            there, limit, what = self.admitted["bulk"], self.bound // 2, "tokens of bulk work"
+        if priority == "bulk" and self.admitted["bulk"] >= limit // 2:
+            there, limit, what = self.admitted["bulk"], limit // 2, "tokens of bulk work"
         return Overloaded(self.name, f"{there:,} {what} are admitted, the limit is {limit:,}", self.retry_after())
 
     async def _room(self, charge: int, priority: Priority) -> None:
         """Takes room, and waits for it where there is none."""
         line = self._patient[priority]
-        if not line and self._fits(charge, priority):
+        if not line and self._has_room(priority, self.admitted):
             self.admitted[priority] += charge
             return
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -266,9 +332,15 @@ class Lane:
             self.let_in()
             raise
 
-    def _flow(self, terms: Terms) -> Flow:
+    def _flow(self, tokens: int, terms: Terms) -> Flow:
+        """Whose turns the request takes: its key's, or its own where there are none.
+
+        Such a request has a share of the engine for each usual size that it has, so that all who are larger than usual
+        take as long as each other.
+        """
         if terms.caller is None:
-            return Flow()
+            shares = tokens / self._usual if self._usual else 1.0
+            return Flow(min(MOST_SHARES, max(1.0, shares)))
         return self._of_callers.setdefault((terms.caller.name, terms.priority), Flow())
 
     def _check_deadline(self, tokens: int, terms: Terms, own: Flow | None) -> None:
@@ -276,8 +348,10 @@ class Lane:
         rate, has = self.turns.drain.rate, terms.left
         if not rate or not self.admitted[terms.priority] or (self.tokens + tokens) / rate <= has:
             return
-        # Until this request is done, every other flow of its class gets as much as this one, or all it wants.
-        ahead = tokens + sum(min(flow.left, tokens) for flow in self.flows[terms.priority] if flow is not own)
+        # Until this request is done, every other flow of its class gets what its shares give it, or all it wants.
+        each = tokens / (own.weight if own else 1.0)
+        flows = self.flows[terms.priority]
+        ahead = tokens + sum(min(flow.left, each * flow.weight) for flow in flows if flow is not own)
         if ahead / rate > has:
             sentence = f"an answer would take {ahead / rate:.1f} s, and the request has {max(0.0, has):.1f} s"
             raise Overloaded(self.name, sentence, min(MOST_RETRY_SECONDS, ahead / rate - has), reason="late")
@@ -307,6 +381,6 @@ class Admission:
         return lane
 
     def check(self, name: str, terms: Terms) -> None:
-        """Raises `Overloaded` where a usual request for the model would not be let in; see `Lane.check`."""
+        """Keeps a place for a request for the model, or raises `Overloaded`; see `Lane.check`."""
         if lane := self.lanes.get(name):
             lane.check(terms)

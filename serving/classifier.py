@@ -174,6 +174,8 @@ class Classifier:
         except TimeoutError as error:
             lane = self.admission.lanes.get(model.name)
             raise EngineTimeout(terms.seconds, lane.retry_after() if lane else 1.0) from error
+        finally:
+            terms.claim.give_up()  # where all was known, or nothing was admitted
         ended = time.perf_counter()
         return Answers(
             answers,

@@ -38,7 +38,7 @@ class Door:
 
     Args:
         settings: limits and defaults.
-        check_room: refuses for a model (by name; empty: the default one) that would not let a usual request in.
+        check_room: refuses for a model (by name; empty: the default one) that has no room, or keeps a place there.
         endless: paths whose bodies are read piece by piece and limit themselves.
     """
 
@@ -133,6 +133,7 @@ class Door:
         finally:
             if set_terms is not None:
                 TERMS.reset(set_terms)
+                terms.claim.give_up()
             route = getattr(scope.get("route"), "path", "none")
             self._measuring.end(call, route, status, failed=status >= 500)
 

@@ -279,13 +279,13 @@ class Gateway:
         return answers
 
     def check_room(self, name: str, terms: Terms) -> None:
-        """Refuses a request before its body is read, when a usual one would not be let in.
+        """Refuses a request before its body is read where there is no room for it, or keeps a place for it.
 
         Args:
             name: of the model; empty stands for the default one, and one that is not served has room.
 
         Raises:
-            Overloaded: it would not.
+            Overloaded: there is none.
         """
         if not name:
             name = self.settings.default_model or next(iter(self.models), "")

@@ -122,7 +122,8 @@ class Settings(BaseSettings):
     max_pending_tokens: int = Field(
         131072,
         ge=2,
-        description="Tokens of work that are admitted for one model at a time; beyond it 429 with Retry-After.",
+        description="Tokens of work at which a model lets nobody else in: 429 with Retry-After. "
+        "The last one let in may go beyond.",
     )
     timeout_seconds: float = Field(
         30.0, gt=0, description="Seconds that one request may take, unless X-Request-Timeout-Ms says; beyond it 504."

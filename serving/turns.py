@@ -5,8 +5,8 @@ fair queueing by start times (Goyal, Vin and Cheng 1996, "Start-time Fair Queuin
 
 - Between the two classes, by weight: while both wait, `interactive` gets `WEIGHT` of every `WEIGHT` + 1 tokens and
   `bulk` the rest. So neither stands still, and whoever is alone gets everything.
-- Within a class, between flows: a flow is a key, or a request where there are no keys. A request of a thousand windows
-  has had much already when one of a single window comes, and lets it pass.
+- Within a class, between flows, by weight: a flow is a key, or a request where there are no keys. A request of a
+  thousand windows has had much already when one of a single window comes, and lets it pass.
 
 Everything happens on the event loop, so nothing here needs a lock.
 """
@@ -39,12 +39,13 @@ class Flow:
     Attributes:
         finish: virtual time up to which it has been served.
         left: tokens that are admitted for it and not computed yet.
+        weight: its shares of the engine: of two flows that always wait, one of twice the weight gets twice as much.
     """
 
-    __slots__ = ("finish", "left")
+    __slots__ = ("finish", "left", "weight")
 
-    def __init__(self) -> None:
-        self.finish, self.left = 0.0, 0
+    def __init__(self, weight: float = 1.0) -> None:
+        self.finish, self.left, self.weight = 0.0, 0, weight
 
 
 @dataclass(eq=False, slots=True)
@@ -197,7 +198,7 @@ class Turns:
 
     def _start(self, own: _Class, flow: Flow, tokens: int) -> float:
         start = max(own.now, flow.finish)
-        flow.finish = start + tokens
+        flow.finish = start + tokens / flow.weight
         return start
 
     def _serve(self, own: _Class, start: float, tokens: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.errors import ClientGone, Overloaded
-from serving.admission import Admission, Lane, Terms
+from serving.admission import CLAIM_SECONDS, Admission, Lane, Terms
 from serving.keys import Caller, Key
 from serving.turns import WEIGHT, Flow, Priority, Turns
 from tests.properties import cases
@@ -108,6 +108,9 @@ event = st.one_of(
     st.tuples(st.just("both"), st.integers(0, 50), st.integers(0, 50), st.integers(0, 4)),
     st.tuples(st.just("compute"), st.integers(0, 50)),
     st.tuples(st.just("compute"), st.integers(0, 50)),
+    st.tuples(st.just("knock"), st.sampled_from(CLASSES)),
+    st.tuples(st.just("turn back"), st.integers(0, 50)),
+    st.tuples(st.just("step in"), st.integers(0, 50), st.lists(st.integers(1, 40), min_size=1, max_size=9)),
 )
 
 
@@ -119,6 +122,20 @@ def test_bounds_hold_and_everything_is_freed_whatever_comes_and_goes(
     async def play() -> None:
         lane = Lane("m", most, at_engine, Clock())
         requests: list[Request] = []
+        knocked: list[Terms] = []
+
+        def room(priority: Priority, there: dict[Priority, float]) -> bool:
+            if any(not item.admitted and item.terms.priority == priority for item in requests if not item.task.done()):
+                return False
+            if not there[priority]:
+                return lane.tokens < most + most // 2
+            return sum(there.values()) < most and (priority == "interactive" or there["bulk"] < most // 2)
+
+        def expected() -> dict[Priority, float]:
+            """What is admitted, and what those will need for whom a place is kept."""
+            kept = {kind: sum(item.priority == kind for item in knocked) for kind in CLASSES}
+            assert lane.claimed == kept
+            return {kind: lane.admitted[kind] + int(kept[kind] * lane._usual) for kind in CLASSES}
 
         def check() -> None:
             admitted = [item for item in requests if item.admitted and not item.task.done()]
@@ -126,8 +143,7 @@ def test_bounds_hold_and_everything_is_freed_whatever_comes_and_goes(
                 # Counted anew from what the requests themselves say.
                 due = sum(min(item.left, most // 2) for item in admitted if item.terms.priority == priority)
                 assert lane.admitted[priority] == due
-            assert lane.tokens <= most
-            assert lane.admitted["bulk"] <= most // 2
+            assert lane.tokens <= 2 * most
             there = [tokens for item in requests for tokens in item.at_engine.values()]
             assert lane.turns.at_engine == sum(there)
             assert sum(there) <= at_engine or len(there) == 1
@@ -139,8 +155,8 @@ def test_bounds_hold_and_everything_is_freed_whatever_comes_and_goes(
             calls = [end for item in running for end in item.at_engine]
             if kind == "come":
                 priority, sizes, caller, patient = more
-                before, charge = dict(lane.admitted), min(sum(sizes), most // 2)
-                queue = [item for item in running if not item.admitted and item.terms.priority == priority]
+                # Whatever it needs itself.
+                fits = room(priority, lane.admitted if patient else expected())
                 item: Request
                 gone = asyncio.Event()
                 terms = Terms(
@@ -154,10 +170,26 @@ def test_bounds_hold_and_everything_is_freed_whatever_comes_and_goes(
                 item.gone = gone
                 requests.append(item)
                 await settle()
-                fits = sum(before.values()) + charge <= most and not queue
-                fits = fits and (priority == "interactive" or before["bulk"] + charge <= most // 2)
                 assert item.admitted is fits
                 assert item.task.done() is (not fits and not patient), "only what does not fit is refused"
+            elif kind == "knock":
+                terms = Terms(1e9, more[0])
+                if room(more[0], expected()):
+                    lane.check(terms)
+                    lane.check(terms)  # who has a place needs no other one
+                    knocked.append(terms)
+                else:
+                    with pytest.raises(Overloaded) as refused:
+                        lane.check(terms)
+                    assert refused.value.retry_after > 0
+            elif kind == "turn back" and knocked:
+                assert knocked.pop(more[0] % len(knocked)).claim.give_up()
+            elif kind == "step in" and knocked:
+                before = lane.tokens
+                item = Request(lane, knocked.pop(more[0] % len(knocked)), more[1], parallel=3)
+                requests.append(item)
+                await settle()
+                assert item.admitted is (before < most + most // 2), "who has a place is let in, whatever its size"
             elif kind == "cancel" and running:
                 running[more[0] % len(running)].task.cancel()
             elif kind == "leave" and running:
@@ -184,8 +216,10 @@ def test_bounds_hold_and_everything_is_freed_whatever_comes_and_goes(
         for item in requests:
             if not item.task.cancelled() and item.task.result() == "answered":
                 assert item.computed == sum(item.calls)
+        for terms in knocked:
+            terms.claim.give_up()
         assert lane.tokens == lane.turns.at_engine == lane.turns.waiting == 0
-        assert not any(lane.flows.values())
+        assert not any(lane.flows.values()) and not any(lane.claimed.values())
 
     asyncio.run(play())
 
@@ -242,6 +276,16 @@ def test_flows_of_a_class_get_the_same_within_a_call_of_each(sizes: list[int], c
 
 
 @cases(60)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.lists(st.integers(1, 9), min_size=2, max_size=4))
+def test_flows_get_turns_by_their_weights_within_a_call_of_each(sizes: list[int], weights: list[int]) -> None:
+    def watch(served: list[int]) -> None:
+        shares = [tokens / weight for tokens, weight in zip(served, weights, strict=True)]
+        assert max(shares) - min(shares) <= 2 * max(sizes)
+
+    backlogged([(Flow(weight), "interactive") for weight in weights], sizes, 40, 1, watch)
+
+
+@cases(60)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12))
 def test_the_classes_share_by_their_weights_so_that_neither_stands_still(sizes: list[int]) -> None:
     def watch(served: list[int]) -> None:
@@ -273,7 +317,7 @@ def test_a_class_that_asked_for_nothing_has_no_claim_on_that_time() -> None:
 def test_who_waits_for_room_behind_one_that_goes_is_let_in() -> None:
     async def play() -> None:
         lane = Lane("m", 100, 10, Clock())
-        holds = await lane.admit(30, Terms(1e9, "bulk"))
+        holds = await lane.admit(50, Terms(1e9, "bulk"))
         large = asyncio.create_task(lane.admit(40, Terms(1e9, "bulk", patient=True)))
         small = asyncio.create_task(lane.admit(10, Terms(1e9, "bulk", patient=True)))
         await settle()
@@ -281,8 +325,8 @@ def test_who_waits_for_room_behind_one_that_goes_is_let_in() -> None:
         with pytest.raises(Overloaded):
             await lane.admit(10, Terms(1e9, "bulk"))
         large.cancel()
-        (await small).close()
         holds.close()
+        (await small).close()
         assert lane.tokens == 0
 
     run(play)
@@ -439,7 +483,8 @@ def test_no_more_is_let_in_than_the_engine_could_do_in_time() -> None:
     async def play() -> None:
         clock = Clock()
         lane = Lane("m", 100_000, 100, clock)
-        (await lane.admit(10, Terms(10))).close()  # what is usual is small
+        for _ in range(100):
+            (await lane.admit(10, Terms(10))).close()  # what is usual is small
         first = Request(lane, Terms(10), [100] * 12, parallel=4)
         await settle()
         for _ in range(10):
@@ -447,10 +492,10 @@ def test_no_more_is_let_in_than_the_engine_could_do_in_time() -> None:
             next(iter(first.at_engine)).set_result(True)
             await settle()
         assert lane.turns.drain.rate == pytest.approx(100)
-        # 100 tokens a second for two fifths of 10 s; 200 are left of the first request.
-        assert lane.bound == 400
-        second = await lane.admit(200, Terms(10))
-        with pytest.raises(Overloaded, match="400 tokens are admitted, the limit is 400"):
+        # 100 tokens a second for a quarter of 10 s; 200 are left of the first request.
+        assert lane.bound == 250
+        second = await lane.admit(500, Terms(10))
+        with pytest.raises(Overloaded, match="700 tokens are admitted, the limit is 250"):
             await lane.admit(1, Terms(10))
         second.close()
         first.task.cancel()
@@ -486,21 +531,44 @@ def test_what_could_not_be_in_time_is_refused_with_the_time_that_it_lacks() -> N
     run(play)
 
 
-def test_at_the_door_a_full_model_refuses_what_a_usual_request_would_need() -> None:
+def test_the_last_one_may_go_beyond_the_bound_and_the_next_ones_wait_until_that_is_worked_off() -> None:
     async def play() -> None:
-        admission = Admission(100)
+        lane = Lane("m", 100, 10, Clock())
+        first, second = await lane.admit(60, Terms(1e9)), await lane.admit(45, Terms(1e9))
+        assert lane.tokens == 95, "a novel counts for half"
+        last = await lane.admit(80, Terms(1e9))
+        with pytest.raises(Overloaded, match="'m' is overloaded: 145 tokens are admitted, the limit is 100"):
+            await lane.admit(1, Terms(1e9))
+        first.close()
+        assert lane.tokens == 95
+        lane.check(Terms(1e9))
+        second.close()
+        last.close()
+
+    run(play)
+
+
+def test_a_place_is_kept_from_the_door_on_for_a_while() -> None:
+    async def play() -> None:
+        clock, admission = Clock(), Admission(100)
         admission.check("m", Terms(1e9))  # nothing is known of it
-        lane = admission.lane("m", 10)
+        lane = admission.lanes["m"] = Lane("m", 100, 10, clock)
         ticket = await lane.admit(40, Terms(1e9))
-        admission.check("m", Terms(1e9))
-        other = await lane.admit(40, Terms(1e9))
-        with pytest.raises(Overloaded, match="'m' is overloaded: 80 tokens are admitted, the limit is 100"):
-            admission.check("m", Terms(1e9))
-        small = await lane.admit(20, Terms(1e9))
-        for item in (ticket, other, small):
+        slow, other = Terms(1e9), Terms(1e9)
+        lane.check(slow)
+        lane.check(other)
+        with pytest.raises(Overloaded, match="40 tokens are admitted, the limit is 100"):
+            lane.check(Terms(1e9))  # two more of the usual size are on their way
+        large = await lane.admit(50, other)
+        with pytest.raises(Overloaded):
+            lane.check(Terms(1e9))
+        clock.now += CLAIM_SECONDS
+        small = await lane.admit(10, Terms(1e9))
+        with pytest.raises(Overloaded):
+            await lane.admit(10, slow)
+        for item in (ticket, large, small):
             item.close()
-        admission.check("m", Terms(1e9))
-        assert lane.tokens == 0
+        assert not lane.claimed["interactive"] and not lane.tokens
 
     run(play)
 
