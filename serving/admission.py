@@ -210,7 +210,7 @@ class Lane:
     @property
     def tokens(self) -> int:
         """Tokens that count now."""
-        return sum(self.admitted.values())
+        return self.admitted["interactive"] + self.admitted["bulk"]
 
     def charge(self, tokens: int) -> int:
         """What so many tokens of one request count for."""
@@ -281,7 +281,8 @@ class Lane:
         # Whoever is alone in a class is let in whatever the engine's pace is; a pace is seen only of what is let in.
         if not there[priority]:
             return self.tokens < self._most_of_all
-        return sum(there.values()) < self.bound and (priority != "bulk" or there["bulk"] < self.bound // 2)
+        bound = self.bound
+        return there["interactive"] + there["bulk"] < bound and (priority != "bulk" or there["bulk"] < bound // 2)
 
     @property
     def _most_of_all(self) -> int:
@@ -298,7 +299,9 @@ class Lane:
             room = self.tokens < self._most_of_all
         else:
             self._drop_old_claims()
-            there = {kind: self.admitted[kind] + int(count * self._usual) for kind, count in self.claimed.items()}
+            there = self.admitted
+            if self._claims:
+                there = {kind: there[kind] + int(count * self._usual) for kind, count in self.claimed.items()}
             room = not self._patient[priority] and self._has_room(priority, there)
         if not room:
             raise self._full(priority)

@@ -99,9 +99,16 @@ _ROUTES: tuple[tuple[re.Pattern[str], Dialect], ...] = (
 )
 
 
+# What was found in the table: each refusal asks three times, and an overload brings hundreds of them a second.
+_KINDS: dict[type[Exception], Kind] = {}
+
+
 def kind_of(error: Exception) -> Kind:
     """The line of the table for an error; what is not in it is a fault of ours."""
-    return next((kind for type_, kind in TABLE if isinstance(error, type_)), INTERNAL)
+    kind = _KINDS.get(type(error))
+    if kind is None:
+        kind = _KINDS[type(error)] = next((kind for known, kind in TABLE if isinstance(error, known)), INTERNAL)
+    return kind
 
 
 def dialect_of(scope: Scope) -> Dialect:
