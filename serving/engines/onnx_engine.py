@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,41 @@ from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineUnavailable
 from serving.catalogue import ServedModel
 from serving.engines import Watcher, feeds, outputs_of
+
+# So many calls must have the engine for themselves while threads compute, before the event loop computes calls itself;
+# and so many it computes before that is looked at again.
+PROBES, TRUSTED = 8, 32
+# Seconds that the event loop may stand still for a computation.
+INLINE_SECONDS = 0.003
+
+
+class Alone:
+    """Whether calls come one at a time, so that the event loop may compute a short one itself.
+
+    Handing a call to a thread and its answer back wakes two cores that sleep, which on a virtual machine can take
+    longer than all else that is done for a short text. But while the loop computes it does not see who else comes; so
+    it goes by what it saw while threads computed, and looks again after a while.
+    """
+
+    def __init__(self) -> None:
+        self._lone = 0
+        # Seconds of the last computation of a thread for each of its tokens; 0 is not known.
+        self._pace = 0.0
+
+    def computed(self, tokens: int, seconds: float) -> None:
+        """Told of what a thread has computed."""
+        self._pace = seconds / tokens
+
+    def trusted(self, alone: bool, tokens: int) -> bool:
+        """Whether the loop may compute a call that comes now.
+
+        Args:
+            alone: no other call waits or is computed.
+            tokens: of the call, padding included.
+        """
+        self._lone = self._lone + 1 if alone else 0
+        turn = (self._lone - 1) % (PROBES + TRUSTED) >= PROBES
+        return alone and turn and 0 < self._pace * tokens <= INLINE_SECONDS
 
 
 # Compared by identity: equality would compare arrays.
@@ -49,6 +85,7 @@ class _Loaded:
     Attributes:
         sessions: by the number of their thread.
         waiting: calls that no thread has taken.
+        computing: calls that threads have taken.
     """
 
     def __init__(self, model: ServedModel, watcher: Watcher | None) -> None:
@@ -76,6 +113,8 @@ class _Loaded:
                 raise BundleError(f"{model.graph}: its {kind} are {found}, bundle.json says {sorted(wanted)}")
         self.sessions = [opened[number % copies] for number in range(how.sessions)]
         self.waiting: deque[_Call] = deque()
+        self.computing = 0
+        self._alone = Alone()
         self._lock = threading.Lock()
         # Wakes a thread for each call that came; ends one with False.
         self._come: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -90,6 +129,9 @@ class _Loaded:
     async def infer(self, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
         """Outputs of some windows; a call that is given up before its turn is not computed."""
         call = _Call(input_ids, token_type_ids, asyncio.get_running_loop().create_future())
+        if self._alone.trusted(not self.computing and not self.waiting, input_ids.size):
+            (found,) = self._compute(self.sessions[0], [call])
+            return found
         with self._lock:
             self.waiting.append(call)
         self._come.put(True)
@@ -122,21 +164,27 @@ class _Loaded:
         while self._come.get():
             # Another thread may have taken this call with its own.
             if calls := self._take():
+                begun = time.perf_counter()
                 try:
-                    self._tell(calls, self._compute(self.sessions[number], calls))
+                    found = self._compute(self.sessions[number], calls)
                 except Exception as error:
                     self._tell(calls, error)
+                else:
+                    self._alone.computed(sum(call.input_ids.size for call in calls), time.perf_counter() - begun)
+                    self._tell(calls, found)
 
     def _take(self) -> list[_Call]:
         """The calls of the next computation."""
         with self._lock:
             count = taken((len(call.input_ids) for call in self.waiting), max(1, self.model.running.windows))
+            self.computing += count
             return [self.waiting.popleft() for _ in range(count)]
 
     def _tell(self, calls: list[_Call], found: list[tuple[FloatArray, ...]] | Exception) -> None:
         """On a session's thread: has the event loop answer; it is woken once for all that ends before it comes."""
         with self._lock:
             self._ended.append((calls, found))
+            self.computing -= len(calls)
             first = len(self._ended) == 1
         if first:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from bundle.machine import cores
 from bundle.manifest import Manifest
 from export.to_triton import write_repository
 from serving.catalogue import load
-from serving.engines.onnx_engine import OnnxEngine
+from serving.engines.onnx_engine import INLINE_SECONDS, PROBES, TRUSTED, Alone, OnnxEngine
 from serving.gateway import Gateway
 from serving.running import Running, running
 from serving.settings import Settings
@@ -81,12 +83,12 @@ def test_calls_that_are_computed_together_get_the_answers_that_they_get_alone(pl
         await engine.start([model])
         session = engine._loaded[model.id].sessions[0]
 
-        class Noting:
+        class Counting:
             def run(self, outputs: list[str], inputs: dict[str, np.ndarray[tuple[int, int], np.dtype[np.int64]]]):  # type: ignore[no-untyped-def]
                 noted.append(len(inputs["input_ids"]))
                 return session.run(outputs, inputs)
 
-        engine._loaded[model.id].sessions[:] = [Noting()]
+        engine._loaded[model.id].sessions[:] = [Counting()]
         rows = [model.encoder.row(model.encoder.encode(text), 0) for text in texts]
         together = await asyncio.gather(*(engine.infer(model, row.ids[None], row.types[None]) for row in rows))
         most = max(noted)
@@ -101,6 +103,60 @@ def test_calls_that_are_computed_together_get_the_answers_that_they_get_alone(pl
         for one, other in zip(left, right, strict=True):
             assert one.shape == other.shape
             np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+class Noting:
+    """A session that notes which threads compute, each for so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.threads: list[threading.Thread] = []
+
+    def run(self, outputs: list[str], inputs: dict[str, np.ndarray[tuple[int, int], np.dtype[np.int64]]]):  # type: ignore[no-untyped-def]
+        self.threads.append(threading.current_thread())
+        time.sleep(self.seconds)
+        return [np.zeros((len(inputs["input_ids"]), 2), dtype=np.float32) for _ in outputs]
+
+
+def computed_by(planned: Bundle, calls: list[int], seconds: float = 0.0) -> list[bool]:
+    """For so many calls at a time, one after another, whether the event loop computed each."""
+
+    async def ask() -> list[bool]:
+        (model,) = load(planned.root.parents[1], run_as=lambda manifest: run_with(manifest)).values()
+        engine, session = OnnxEngine(), Noting(seconds)
+        await engine.start([model])
+        loaded = engine._loaded[model.id]
+        loaded.sessions[:] = [session] * len(loaded.sessions)
+        row = model.encoder.row(model.encoder.encode("王学在北京。"), 0)
+        for count in calls:
+            await asyncio.gather(*(engine.infer(model, row.ids[None], row.types[None]) for _ in range(count)))
+        await engine.stop()
+        return [thread is threading.current_thread() for thread in session.threads]
+
+    return asyncio.run(ask())
+
+
+def test_the_event_loop_computes_short_calls_that_come_one_at_a_time_and_now_and_then_lets_threads_do_it() -> None:
+    alone, once = Alone(), [False] * PROBES + [True] * TRUSTED
+    alone.computed(10, INLINE_SECONDS / 2)
+    assert [alone.trusted(True, 10) for _ in once * 2] == once * 2
+    assert not alone.trusted(False, 10)
+    assert [alone.trusted(True, 10) for _ in once] == once
+    assert not any(alone.trusted(True, 30) for _ in once), "too long"
+    alone.computed(10, INLINE_SECONDS * 2)
+    assert not any(alone.trusted(True, 10) for _ in once), "too slow"
+
+
+def test_what_the_event_loop_computes_is_answered_like_the_rest(planned: Bundle) -> None:
+    found = computed_by(planned, [1] * 8 * (PROBES + TRUSTED))
+    assert len(found) == 8 * (PROBES + TRUSTED)
+    assert any(found)
+    assert not all(found)
+
+
+def test_the_event_loop_computes_nothing_where_calls_meet_or_take_long(planned: Bundle) -> None:
+    assert not any(computed_by(planned, [2, 1, 1] * 20))
+    assert not any(computed_by(planned, [1] * 10, seconds=2 * INLINE_SECONDS))
 
 
 def test_windows_of_a_request_travel_in_calls_of_the_planned_size(planned: Bundle) -> None:
