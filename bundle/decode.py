@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.encode import Encoded
-from bundle.manifest import Joining, Pooling, Task
+from bundle.manifest import LONG, Joining, Manifest, Pooling, Task
 
 FloatArray = npt.NDArray[np.float32]
 
-# The poolings that need no fitting.
+# The poolings that need neither fitting nor lessons of what tells nothing.
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "first", "weighted", "lead", "logit-mean", "confidence")
 # What the pooling "learned" weighs a window by; its weights stand in this order in the manifest.
 FEATURES = ("position", "first", "certainty", "length")
@@ -77,11 +77,13 @@ def classify(logits: FloatArray, window_tokens: npt.NDArray[np.int64], task: Tas
         joining: its pooling is ``mean`` of probabilities; ``weighted`` by window length; ``max`` of each label's
             probability; ``first`` window alone; ``lead``: the n-th window weighs 1/n, as news tells most at its
             beginning; ``logit-mean``; ``confidence``: weighted by 1 - normalized entropy, so that a window that has
-            nothing to say weighs little; or ``learned``: by the softmax of a weighted sum of `features`.
+            nothing to say weighs little; ``telling``: by the odds that a window tells anything of the labels
+            (`level`), which many windows that tell nothing do not outvote; or ``learned``: by the softmax of a weighted
+            sum of `features`.
     """
     multi, how = task.kind == "multi-label", joining.pooling
     probabilities = sigmoid(logits) if multi else softmax(logits)  # (W, C)
-    shares = _shares(probabilities, window_tokens, joining, multi)
+    shares = _shares(logits, probabilities, window_tokens, joining, multi)
     if len(probabilities) == 1:
         scores = probabilities[0]
     elif how == "max" and not multi:
@@ -110,7 +112,11 @@ def thresholds(task: Task) -> tuple[float, ...]:
 
 
 def _shares(
-    probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], joining: Joining, multi: bool
+    logits: FloatArray,
+    probabilities: FloatArray,
+    window_tokens: npt.NDArray[np.int64],
+    joining: Joining,
+    multi: bool,
 ) -> npt.NDArray[np.float64]:
     """Each window's share in the pool: float64 (windows,), or (windows, labels) of a multi-label task."""
     count = len(probabilities)
@@ -128,6 +134,9 @@ def _shares(
     elif how == "confidence":
         certain = np.maximum(certainty(probabilities, multi), 1e-3)
         shares = certain / certain.sum(axis=0)
+    elif how == "telling":
+        odds = np.exp(level(logits) - level(logits).max())
+        shares = odds / odds.sum()
     elif how == "learned":
         votes = features(probabilities, window_tokens, multi) @ np.array(joining.weights)
         votes = np.exp(votes - votes.max(axis=0))
@@ -137,6 +146,21 @@ def _shares(
     if multi and shares.ndim == 1:
         shares = np.repeat(shares[:, None], probabilities.shape[1], axis=1)
     return shares
+
+
+def level(logits: FloatArray) -> npt.NDArray[np.float64]:
+    """The mean of each window's logits, which softmax does not see: float64 (windows,).
+
+    After a training with neutral text it is the log-odds that a window tells anything of the labels (`finetune.level`);
+    a model says so without one tensor or label more, and whatever else reads its logits does not notice.
+    """
+    mean: npt.NDArray[np.float64] = logits.mean(axis=-1, dtype=np.float64)
+    return mean
+
+
+def poolings_of(manifest: Manifest) -> tuple[Pooling, ...]:
+    """The poolings that need no fitting: `POOLINGS`, and ``telling`` where the model has learned it."""
+    return (*POOLINGS, "telling") if LONG in manifest.splits else POOLINGS
 
 
 def certainty(probabilities: FloatArray, multi: bool) -> npt.NDArray[np.float64]:

@@ -17,7 +17,9 @@ from bundle.errors import ManifestInvalid
 SCHEMA: Literal["slipway.bundle/1"] = "slipway.bundle/1"
 
 TaskKind = Literal["single-label", "multi-label", "text-pair", "token-classification", "multi-task"]
-Pooling = Literal["mean", "max", "first", "weighted", "lead", "logit-mean", "confidence", "learned"]
+Pooling = Literal["mean", "max", "first", "weighted", "lead", "logit-mean", "confidence", "telling", "learned"]
+# The split of dev rows that training has set into long neutral text; only such a training teaches ``telling``.
+LONG = "dev_long"
 Stitching = Literal["context", "average"]
 # How INT8 is made: what a recipe asks for and `export` does.
 Scheme = Literal["auto", "static", "dynamic", "weights-8", "weights-4"]

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from bundle.encode import Encoded, Encoder, WindowRow, pad
 from bundle.folder import Bundle, write_atomic
-from bundle.manifest import Artifact, Manifest, Quality
+from bundle.manifest import LONG, Artifact, Manifest, Quality
 from bundle.metrics import ClassRow
 from bundle.predict import (
     Predicted,
@@ -50,8 +50,6 @@ FP32, INT8 = "onnx_fused", "onnx_int8"
 REPORT = "gate.json"
 # Windows of one named row that the layers are compared on.
 WINDOWS_OF_ROW = 4
-# The split of dev rows in long neutral text.
-LONG = "dev_long"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bundle.decode import POOLINGS, reaching, sigmoid, softmax
 from bundle.errors import BundleError
-from bundle.manifest import Joining, Task
+from bundle.manifest import Joining, Pooling, Task
 from bundle.predict import Predicted, answers_of, scores_of
 from bundle.rows import Row, checksum
 from export.heads import Head
@@ -51,9 +51,9 @@ def bucket_name(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}-{high}" if high < 1 << 30 else f"> {low - 1}"
 
 
-def ways_of(joining: Joining) -> dict[str, Joining]:
+def ways_of(joining: Joining, poolings: Sequence[Pooling] = POOLINGS) -> dict[str, Joining]:
     """The ways of reading that are poolings: name → joining. The head alone is what the pooling ``first`` reads."""
-    known = {HEAD: Joining(pooling="first")} | {how: Joining(pooling=how) for how in POOLINGS if how != "first"}
+    known = {HEAD: Joining(pooling="first")} | {how: Joining(pooling=how) for how in poolings if how != "first"}
     return known | ({"learned": Joining(pooling="learned", weights=joining.weights)} if joining.weights else {})
 
 
@@ -87,7 +87,12 @@ def right_of(answers: Sequence[Any], rows: Sequence[Row], task: Task) -> npt.NDA
     return np.array([a == b for a, b in zip(answers, gold_answers(rows, task), strict=True)], dtype=bool)
 
 
-def compare(head: Head, joining: Joining, baselines: Mapping[str, Sequence[Any]] | None = None) -> list[Bucket]:
+def compare(
+    head: Head,
+    joining: Joining,
+    baselines: Mapping[str, Sequence[Any]] | None = None,
+    poolings: Sequence[Pooling] = POOLINGS,
+) -> list[Bucket]:
     """Scores of every way of reading, per bucket and over all rows (the last bucket, ``all``).
 
     ``head`` is truncation: the first window alone. ``head+tail`` is the mean of the first and the last window, which
@@ -96,9 +101,10 @@ def compare(head: Head, joining: Joining, baselines: Mapping[str, Sequence[Any]]
     Args:
         joining: as the manifest says; ``learned`` is read with its weights, where there are any.
         baselines: name → answers to the same rows.
+        poolings: those that need no fitting; see `bundle.decode.poolings_of`.
     """
     rows, found, task = head.rows, head.found, head.task
-    answers = {way: answers_of(found, task, how) for way, how in ways_of(joining).items()}
+    answers = {way: answers_of(found, task, how) for way, how in ways_of(joining, poolings).items()}
     answers[ENDS] = [_ends(item, task) for item in found]
     order = [HEAD, ENDS, *(way for way in answers if way not in (HEAD, ENDS))]
     given: dict[str, Sequence[Any]] = {**{way: answers[way] for way in order}, **(baselines or {})}

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bundle.decode import poolings_of
 from bundle.encode import Encoder
 from bundle.folder import Bundle
 from bundle.predict import Predicted, Run
@@ -52,7 +53,7 @@ def report(
         reading that is served; ``late`` and ``documents`` where they were measured.
     """
     manifest, console = bundle.manifest, journal.console
-    task, joining = manifest.task, manifest.text.joining
+    task, joining, poolings = manifest.task, manifest.text.joining, poolings_of(manifest)
     record: dict[str, Any] = {
         "pooling": joining.pooling,
         "weights": list(joining.weights),
@@ -63,7 +64,7 @@ def report(
     if task.classifies:
         head = label_head(rows, found, task)
         baselines, why = read_baselines(baseline, head)
-        buckets = compare(head, joining, baselines)
+        buckets = compare(head, joining, baselines, poolings)
         record |= {"served": served_way(joining), "buckets": [asdict(bucket) for bucket in buckets]}
         _show_buckets(console, record)
         if why:
@@ -74,7 +75,16 @@ def report(
         dev = list(read_rows(bundle.path(manifest.splits["dev"].file))) if "dev" in manifest.splits else []
         with journal.progress("one late telling sentence") as progress:
             late = telling.measure(
-                (rows, found), dev, neutral, encoder, run, task, joining, batch_tokens=batch_tokens, progress=progress
+                (rows, found),
+                dev,
+                neutral,
+                encoder,
+                run,
+                task,
+                joining,
+                poolings=poolings,
+                batch_tokens=batch_tokens,
+                progress=progress,
             )
         record["late"] = {"neutral": neutral.name, **late}
         _show_late(console, record["late"], served_way(joining))

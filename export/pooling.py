@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from bundle.decode import POOLINGS, reaching
+from bundle.decode import POOLINGS, poolings_of, reaching
 from bundle.errors import ExportError
 from bundle.folder import Bundle
-from bundle.manifest import Artifact, Joining, Manifest, Pooling, Stitching, Task
+from bundle.manifest import LONG, Artifact, Joining, Manifest, Pooling, Stitching, Task
 from bundle.metrics import best_thresholds
 from bundle.predict import (
     Predicted,
@@ -47,7 +47,7 @@ from bundle.predict import (
 from bundle.rows import Row
 from export.artifact import identity, source_of
 from export.documents import answer, joined
-from export.gate import LONG, DevSplit
+from export.gate import DevSplit
 from export.heads import Head, label_head, tag_head
 from export.journal import Journal
 from export.learned import MIN_ROWS, cross_validated, fit, losses, several
@@ -58,7 +58,7 @@ from export.to_static import GOLDEN, load_answers
 SOURCE, KEY = "onnx_fused", "pooling"
 FIGURE = "macro_f1"
 # From the simplest on; `first` alone leaves text unread.
-ORDER: tuple[Pooling, ...] = (*(how for how in POOLINGS if how != "first"), "first", "learned")
+ORDER: tuple[Pooling, ...] = (*(how for how in POOLINGS if how != "first"), "telling", "first", "learned")
 # Dev rows that choose a pooling, where there are so many: 400 took one for `news` that was worse on test than what all
 # 991 take, and its weights were fitted on half as many rows.
 ROWS = 1000
@@ -93,7 +93,7 @@ def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = Fa
     # What the recipe asks for travels with the checkpoint; bundles from before there was a choice say nothing.
     recipe = str(manifest.artifacts["paddle"].details.get(KEY, "auto"))
     settings: dict[str, JsonValue] = {
-        "pass": 3,
+        "pass": 4,
         "graph": identity(source),
         "recipe": recipe,
         "most_rows": ROWS,
@@ -119,7 +119,7 @@ def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = Fa
         long, answers = _long(dev, manifest, bundle.path(source.file), journal)
         head = label_head([*wide.rows, *long], [*found, *answers], task)
         record["long_rows"] = len(long)
-        joining, facts = _pooling(head, text.joining, recipe, journal)
+        joining, facts = _pooling(head, text.joining, recipe, journal, poolings_of(manifest))
         text = text.model_copy(update={"pooling": joining.pooling, "pooling_weights": joining.weights})
         record |= facts
         if task.kind == "multi-label":
@@ -163,14 +163,16 @@ def _standing(manifest: Manifest) -> dict[str, JsonValue]:
     return {**manifest.text.joining.model_dump(mode="json"), "thresholds": list(manifest.task.thresholds)}
 
 
-def _pooling(head: Head, now: Joining, recipe: str, journal: Journal) -> tuple[Joining, dict[str, JsonValue]]:
+def _pooling(
+    head: Head, now: Joining, recipe: str, journal: Journal, poolings: Sequence[Pooling]
+) -> tuple[Joining, dict[str, JsonValue]]:
     """The pooling to take, with the weights of ``learned`` in any case, and what to record."""
     several_windows = len(several(head.found))
     facts: dict[str, JsonValue] = {"rows_with_several_windows": several_windows}
     if not several_windows:
         journal.say(f"    every dev row has one window: there is nothing to choose, the pooling stays {now.pooling}")
         return now, facts
-    candidates, weights = compare(head)
+    candidates, weights = compare(head, poolings)
     if recipe == "auto":
         best = elect(candidates, head.rows)
         reason = f"{several_windows} of {len(head.rows)} rows have several windows"
@@ -184,13 +186,16 @@ def _pooling(head: Head, now: Joining, recipe: str, journal: Journal) -> tuple[J
     return Joining(pooling=best, weights=weights), facts
 
 
-def compare(head: Head) -> tuple[list[Candidate], tuple[float, ...]]:
+def compare(head: Head, poolings: Sequence[Pooling] = POOLINGS) -> tuple[list[Candidate], tuple[float, ...]]:
     """Scores every pooling on a classifier's dev rows; ``learned``, the last, by cross-validation.
+
+    Args:
+        poolings: those that need no fitting.
 
     Returns:
         the candidates, and the weights of ``learned`` fitted on all rows; empty where too few have several windows.
     """
-    candidates = [_scored(how, head, [Joining(pooling=how)] * len(head.rows)) for how in POOLINGS]
+    candidates = [_scored(how, head, [Joining(pooling=how)] * len(head.rows)) for how in poolings]
     if len(several(head.found)) < MIN_ROWS:
         return candidates, ()
     candidates.append(_scored("learned", head, cross_validated(head.rows, head.found, head.task)))

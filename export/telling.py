@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from bundle.decode import POOLINGS
 from bundle.encode import Encoded, Encoder
 from bundle.errors import BundleError
 from bundle.folder import open_bundle
-from bundle.manifest import Joining, Task
+from bundle.manifest import Joining, Pooling, Task
 from bundle.predict import Predicted, Progress, Run, answers_of, encode_rows, predict
 from bundle.rows import SEPARATOR, Row, read_rows
 from export.heads import label_head
@@ -95,6 +96,7 @@ def measure(
     task: Task,
     joining: Joining,
     *,
+    poolings: Sequence[Pooling] = POOLINGS,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -103,6 +105,7 @@ def measure(
     Args:
         test: the test rows and what the model says of them.
         joining: as the manifest says.
+        poolings: those that need no fitting; see `bundle.decode.poolings_of`.
 
     Returns:
         ``accuracy`` by way of reading (``short`` is the row alone, ``learned`` has the manifest's weights), ``served``
@@ -122,10 +125,10 @@ def measure(
     learn = [dev[place] for place in spread(fitting(encode_rows(dev, encoder)), DOCUMENTS)]
     if not short or not learn:
         return {"documents": 0}
-    candidates, weights = compare(label_head(*read(learn, neutral.dev), task))
+    candidates, weights = compare(label_head(*read(learn, neutral.dev), task), poolings)
     best = elect(candidates, learn)
     documents, found = read(short, neutral.test)
-    ways = ways_of(joining)
+    ways = ways_of(joining, poolings)
     right = {way: right_of(answers_of(found, task, how), documents, task) for way, how in ways.items()}
     right["short"] = right_of(answers_of([said[place] for place in places], task, joining), short, task)
     served = right[served_way(joining)]

@@ -87,6 +87,7 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
     from finetune.answers import predict_rows
     from finetune.baseline import tfidf_baselines
     from finetune.evaluate import choose_pooling, evaluate, show, with_thresholds, write
+    from finetune.level import fit_level
     from finetune.report import collect
     from finetune.save import save
     from finetune.train import train
@@ -100,6 +101,10 @@ def _train_and_save(prepared: Any, form: str, root: Path, run_folder: Path) -> N
         + (f" (resumed from step {trained.resumed_from:,})" if trained.resumed_from else "")
         + f"; best watched dev {recipe.metric} {trained.best:.4f}"
     )
+
+    if recipe.data.neutral is not None:
+        right = fit_level(trained.model, prepared)
+        say(f"which windows tell anything: fitted on windows of the lessons, right on {right:.1%} of others")
 
     def measured(name: str, rows: Any) -> Any:
         with Progress(console=console, transient=True) as progress:

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bundle.decode import FEATURES, POOLINGS, Classified, FloatArray, classify, features, reaching, sigmoid, softmax
+from bundle.decode import (
+    FEATURES,
+    POOLINGS,
+    Classified,
+    FloatArray,
+    classify,
+    features,
+    level,
+    reaching,
+    sigmoid,
+    softmax,
+)
 from bundle.encode import IntArray
 from bundle.manifest import Joining, Pooling, Task
 from tests.properties import cases
@@ -17,7 +28,7 @@ from tests.properties import cases
 LABELS = tuple("abcde")
 TASKS = {kind: Task(kind=kind, labels=LABELS) for kind in ("single-label", "multi-label", "text-pair")}  # type: ignore[arg-type]
 ALL: tuple[Pooling, ...] = get_args(Pooling)
-UNORDERED: tuple[Pooling, ...] = ("mean", "max", "weighted", "logit-mean", "confidence")
+UNORDERED: tuple[Pooling, ...] = ("mean", "max", "weighted", "logit-mean", "confidence", "telling")
 
 
 def logits_of(seed: int, windows: int, scale: float, digits: int) -> FloatArray:
@@ -46,7 +57,7 @@ def pooled(case: tuple[FloatArray, IntArray, Task], how: Pooling, *weights: floa
 
 
 def test_every_pooling_of_the_manifest_is_tested() -> None:
-    assert {*POOLINGS, "learned"} == set(ALL)
+    assert {*POOLINGS, "telling", "learned"} == set(ALL)
 
 
 @cases(1500)
@@ -138,3 +149,42 @@ def test_a_window_that_says_nothing_weighs_least_by_confidence(logits: FloatArra
         logits, np.ones(len(logits), dtype=np.int64), TASKS["single-label"], Joining(pooling="confidence")
     )
     assert answer.weights[place % len(logits)] == pytest.approx(answer.weights.min(), abs=1e-6)
+
+
+@cases(500)
+@given(LOGITS, st.sampled_from([how for how in ALL if how != "telling"]), WEIGHTS, SEEDS)
+def test_the_level_of_the_logits_is_free_to_say_what_a_window_tells(
+    logits: FloatArray, how: Pooling, weights: tuple[float, ...], seed: int
+) -> None:
+    logits = logits.clip(-30, 30)
+    raised = logits + np.random.default_rng(seed).integers(-8, 9, size=(len(logits), 1)).astype(np.float32)
+    task, tokens = TASKS["single-label"], np.ones(len(logits), dtype=np.int64)
+    answer, other = (classify(item, tokens, task, Joining(pooling=how, weights=weights)) for item in (logits, raised))
+    np.testing.assert_allclose(other.scores, answer.scores, atol=1e-4)
+
+
+@cases(500)
+@given(CASES, st.floats(-8, 8))
+def test_windows_that_tell_alike_weigh_alike(case: tuple[FloatArray, IntArray, Task], height: float) -> None:
+    logits, tokens, task = case
+    even = (logits.clip(-30, 30).astype(np.float64) - logits.clip(-30, 30).mean(axis=1, keepdims=True)) + height
+    answer, mean = (pooled((even.astype(np.float32), tokens, task), how) for how in ("telling", "mean"))
+    np.testing.assert_allclose(answer.weights, mean.weights, atol=1e-4)
+    np.testing.assert_allclose(answer.scores, mean.scores, atol=1e-4)
+
+
+@cases(500)
+@given(LOGITS, st.integers(0, 7))
+def test_the_one_window_that_tells_decides_however_sure_the_others_are(logits: FloatArray, place: int) -> None:
+    place %= len(logits)
+    height = np.full((len(logits), 1), -20.0)
+    height[place] = 20.0
+    told = (logits - logits.mean(axis=1, keepdims=True, dtype=np.float64) + height).clip(-1e4, 1e4).astype(np.float32)
+    assume(np.allclose(level(told), height[:, 0], atol=1))
+    answer = classify(told, np.ones(len(told), dtype=np.int64), TASKS["single-label"], Joining(pooling="telling"))
+    assert answer.weights[place] > 0.999
+    np.testing.assert_allclose(answer.scores, softmax(told)[place], atol=1e-4)
+    # How little all of them tell makes no difference: what they tell in comparison does.
+    less = (told.astype(np.float64) - 60).astype(np.float32)
+    alike = classify(less, np.ones(len(told), dtype=np.int64), TASKS["single-label"], Joining(pooling="telling"))
+    assert len(told) == 1 or alike.weights[place] > 0.999

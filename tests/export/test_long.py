@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from bundle.decode import POOLINGS
 from bundle.encode import Encoded, IntArray, Window
 from bundle.errors import BundleError
 from bundle.folder import Bundle
@@ -147,6 +148,24 @@ def test_a_late_telling_sentence_is_found_by_max_and_learned_and_missed_by_the_h
     assert measured["served"] == measured["served_of_short"] == 0.5 and measured["p_value"] == 1
     # What is chosen on dev documents, and what is learned there, finds everything.
     assert measured["fitted"]["accuracy"] == measured["fitted"]["learned_accuracy"] == 1
+
+
+def test_a_window_that_is_falsely_sure_is_outvoted_where_the_model_says_what_tells() -> None:
+    def misled(ids: IntArray, types: IntArray) -> list[np.ndarray]:
+        """Sure of a "no" where nothing is told, but not that anything is."""
+        (logits,) = speaks(ids, types)
+        told = np.abs(logits).max(axis=1, keepdims=True) > 1
+        return [np.where(told, logits + 5, np.array([[9.0, 0.0]]) - 20).astype(np.float32)]
+
+    rows = [Row("好" if n % 2 else "京", "yes" if n % 2 else "no") for n in range(40)]
+    found = predict(encode_rows(rows, ENCODER), ENCODER, misled)
+    neutral = Neutral(["天" * 9, "气" * 12], ["气" * 12, "天" * 9])
+    served = Joining(pooling="telling")
+    measured = measure_late(
+        (rows, found), rows, neutral, ENCODER, misled, TASK, served, poolings=(*POOLINGS, "telling")
+    )
+    assert measured["accuracy"]["max"] == measured["accuracy"]["confidence"] == 0.5
+    assert measured["served"] == measured["accuracy"]["telling"] == 1 and measured["fitted"]["dev"]["telling"] == 1
 
 
 def test_without_a_short_text_nothing_is_measured() -> None:

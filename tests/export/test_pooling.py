@@ -298,3 +298,4 @@ def test_dev_rows_in_long_neutral_text_choose_too(copied: Copy, journal: Journal
     assert isinstance(record, dict) and isinstance(record["candidates"], dict)
     assert record["long_rows"] == record["rows_with_several_windows"] == len(long)
     assert record["candidates"]["first"]["accuracy"] == 1 > record["candidates"]["mean"]["accuracy"]
+    assert list(record["candidates"]) == [*POOLINGS, "telling", "learned"]  # only such lessons teach what tells
