@@ -20,6 +20,8 @@ FloatArray = npt.NDArray[np.float32]
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "first", "weighted", "lead", "logit-mean", "confidence")
 # What the pooling "learned" weighs a window by; its weights stand in this order in the manifest.
 FEATURES = ("position", "first", "certainty", "length")
+# And by this one in a model that has learned which windows tell anything; its weight then stands last.
+LEVEL = "level"
 # A label of a multi-label task is given from this score on, unless the manifest has a threshold of its own.
 THRESHOLD = 0.5
 
@@ -138,7 +140,10 @@ def _shares(
         odds = np.exp(level(logits) - level(logits).max())
         shares = odds / odds.sum()
     elif how == "learned":
-        votes = features(probabilities, window_tokens, multi) @ np.array(joining.weights)
+        known = features(probabilities, window_tokens, multi)
+        if len(joining.weights) > len(FEATURES):
+            known = with_level(known, logits)
+        votes = known @ np.array(joining.weights)
         votes = np.exp(votes - votes.max(axis=0))
         shares = votes / votes.sum(axis=0)
     elif how == "max" and multi:
@@ -190,6 +195,12 @@ def features(probabilities: FloatArray, window_tokens: npt.NDArray[np.int64], mu
     if multi:
         place = tuple(np.repeat(values[:, None], probabilities.shape[1], axis=1) for values in place)  # type: ignore[assignment]
     return np.stack([place[0], place[1], certain, place[2]], axis=-1)
+
+
+def with_level(known: npt.NDArray[np.float64], logits: FloatArray) -> npt.NDArray[np.float64]:
+    """The `features` of a text's windows and their `LEVEL`, so that a weight of 1 is the pooling ``telling``."""
+    height = level(logits).reshape(len(known), *[1] * (known.ndim - 1))
+    return np.concatenate([known, np.broadcast_to(height, (*known.shape[:-1], 1))], axis=-1)
 
 
 def stitch(logits: Sequence[FloatArray], encoded: Encoded, joining: Joining | None = None) -> FloatArray:

@@ -133,7 +133,8 @@ class Joining(Frozen):
 
     Attributes:
         pooling: of a classifier's scores; see `bundle.decode.classify`.
-        weights: of the pooling ``learned``, one for each of `bundle.decode.FEATURES`.
+        weights: of the pooling ``learned``, one for each of `bundle.decode.FEATURES`, and one for `LEVEL` where the
+            model has learned that.
         stitching: of a tagger's logits; see `bundle.decode.stitch`.
     """
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle.decode import FEATURES, features, sigmoid, softmax
+from bundle.decode import FEATURES, features, sigmoid, softmax, with_level
 from bundle.manifest import Joining, Task
 from bundle.predict import Predicted, gold_matrix
 from bundle.rows import Row
@@ -27,8 +27,9 @@ SEED = 13
 MIN_ROWS = 10
 # Weights are pulled to 0 as if each had been drawn around it with a variance of 25: a hint where rows are few.
 PULL = 1 / 50
-# The loss has more than one valley; the deepest found from these is taken: mean, lead, certain windows, long windows.
-STARTS = ((0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 8.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+# The loss has more than one valley; the deepest found from these is taken: mean, lead, certain windows, long windows,
+# and windows that tell anything, where the model says so.
+STARTS = ((), (1.0,), (0.0, 0.0, 8.0), (0.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0, 1.0))
 
 
 def losses(scores: npt.NDArray[Any], gold: npt.NDArray[np.bool_], task: Task) -> Floats:
@@ -60,10 +61,12 @@ class Windows:
     task: Task
 
     @classmethod
-    def of(cls, rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> Windows:
+    def of(cls, rows: Sequence[Row], found: Sequence[Predicted], task: Task, leveled: bool = False) -> Windows:
         multi = task.kind == "multi-label"
         each = [(sigmoid if multi else softmax)(np.stack(item.logits)) for item in found]
         known = [features(values, item.encoded.window_tokens, multi) for values, item in zip(each, found, strict=True)]
+        if leveled:
+            known = [with_level(own, np.stack(item.logits)) for own, item in zip(known, found, strict=True)]
         counts = np.array([len(values) for values in each])
         return cls(
             np.concatenate(each).astype(np.float64),
@@ -101,31 +104,38 @@ def several(found: Sequence[Predicted]) -> list[int]:
     return [place for place, item in enumerate(found) if len(item.logits) > 1]
 
 
-def fit(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> tuple[float, ...]:
-    """The weights that make the rows with several windows most likely, in the order of `FEATURES`; always the same."""
+def fit(rows: Sequence[Row], found: Sequence[Predicted], task: Task, *, leveled: bool = False) -> tuple[float, ...]:
+    """The weights that make the rows with several windows most likely, in the order of `FEATURES`; always the same.
+
+    Args:
+        leveled: the model has learned to say which windows tell anything; one more weight is for that.
+    """
     from scipy.optimize import minimize
 
-    places = several(found)
+    places, count = several(found), len(FEATURES) + leveled
     if not places:
-        return (0.0,) * len(FEATURES)
-    windows = Windows.of([rows[place] for place in places], [found[place] for place in places], task)
-    tried = [minimize(windows.loss, np.array(start), jac=True, method="L-BFGS-B") for start in STARTS]
+        return (0.0,) * count
+    windows = Windows.of([rows[place] for place in places], [found[place] for place in places], task, leveled)
+    starts = [np.array((*start, *[0.0] * (count - len(start)))) for start in STARTS if len(start) <= count]
+    tried = [minimize(windows.loss, start, jac=True, method="L-BFGS-B") for start in starts]
     best = min(tried, key=lambda result: float(result.fun))
     return tuple(round(float(weight), 4) for weight in best.x)
 
 
-def cross_validated(rows: Sequence[Row], found: Sequence[Predicted], task: Task) -> list[Joining]:
+def cross_validated(
+    rows: Sequence[Row], found: Sequence[Predicted], task: Task, *, leveled: bool = False
+) -> list[Joining]:
     """For every row the learned pooling as fitted without it, so that a score on the same rows is an honest one.
 
     The rows with several windows are dealt into `FOLDS` parts; each part gets the weights fitted on the others.
     """
     places = np.array(several(found), dtype=np.int64)
     order = np.random.default_rng(SEED).permutation(places)
-    result = [Joining(pooling="learned", weights=(0.0,) * len(FEATURES))] * len(found)
+    result = [Joining(pooling="learned", weights=(0.0,) * (len(FEATURES) + leveled))] * len(found)
     for fold in range(FOLDS):
         inside = set(order[fold::FOLDS].tolist())
         rest = [place for place in places.tolist() if place not in inside]
-        weights = fit([rows[place] for place in rest], [found[place] for place in rest], task)
+        weights = fit([rows[place] for place in rest], [found[place] for place in rest], task, leveled=leveled)
         for place in inside:
             result[place] = Joining(pooling="learned", weights=weights)
     return result

@@ -93,7 +93,7 @@ def pooling(bundle: Bundle, journal: Journal, dev: DevSplit, *, force: bool = Fa
     # What the recipe asks for travels with the checkpoint; bundles from before there was a choice say nothing.
     recipe = str(manifest.artifacts["paddle"].details.get(KEY, "auto"))
     settings: dict[str, JsonValue] = {
-        "pass": 4,
+        "pass": 5,
         "graph": identity(source),
         "recipe": recipe,
         "most_rows": ROWS,
@@ -190,16 +190,17 @@ def compare(head: Head, poolings: Sequence[Pooling] = POOLINGS) -> tuple[list[Ca
     """Scores every pooling on a classifier's dev rows; ``learned``, the last, by cross-validation.
 
     Args:
-        poolings: those that need no fitting.
+        poolings: those that need no fitting; with ``telling`` among them ``learned`` weighs that as well.
 
     Returns:
         the candidates, and the weights of ``learned`` fitted on all rows; empty where too few have several windows.
     """
+    leveled = "telling" in poolings
     candidates = [_scored(how, head, [Joining(pooling=how)] * len(head.rows)) for how in poolings]
     if len(several(head.found)) < MIN_ROWS:
         return candidates, ()
-    candidates.append(_scored("learned", head, cross_validated(head.rows, head.found, head.task)))
-    return candidates, fit(head.rows, head.found, head.task)
+    candidates.append(_scored("learned", head, cross_validated(head.rows, head.found, head.task, leveled=leveled)))
+    return candidates, fit(head.rows, head.found, head.task, leveled=leveled)
 
 
 def _scored(name: Pooling, head: Head, joinings: Sequence[Joining]) -> Candidate:

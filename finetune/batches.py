@@ -7,7 +7,7 @@ like length share a batch, so that little is padded ("length-grouped" batches).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 # Batches whose rows are sorted by length together: longer stretches pad less and shuffle less.
@@ -24,6 +24,8 @@ def plan(
     windows: Literal["first", "random", "head-heavy"],
     seed: int,
     head_share: float = 0.5,
+    telling: Mapping[int, Sequence[int]] | None = None,
+    telling_share: float = 0.0,
 ) -> list[list[Item]]:
     """Plans all batches of a run.
 
@@ -33,6 +35,8 @@ def plan(
         batch: windows in a batch.
         windows: which one. ``head-heavy`` takes the first with probability ``head_share``, else any: titles and
             leads tell most.
+        telling: row → its windows that tell its label, of rows where most windows tell nothing. With the probability
+            ``telling_share`` a pass reads one of those, else what ``windows`` says.
 
     Returns:
         batches in order, at least one.
@@ -41,7 +45,13 @@ def plan(
     batches: list[list[Item]] = []
     whole = int(epochs)
     for number in range(whole + (epochs > whole)):
-        items = [(row, _pick(len(own), windows, head_share, generator)) for row, own in enumerate(lengths)]
+        items = []
+        for row, own in enumerate(lengths):
+            known = telling.get(row) if telling else None
+            if known and generator.random() < telling_share:
+                items.append((row, generator.choice(known)))
+            else:
+                items.append((row, _pick(len(own), windows, head_share, generator)))
         generator.shuffle(items)
         if number == whole:  # the last, partial pass
             items = items[: max(1, round((epochs - whole) * len(items)))]

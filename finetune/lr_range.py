@@ -21,9 +21,10 @@ from bundle.encode import Encoded
 from bundle.errors import TrainingDiverged
 from bundle.folder import write_atomic
 from bundle.predict import encode_rows
-from finetune.batches import Item, plan
+from finetune.batches import Item
 from finetune.machine import quiet_paddle
 from finetune.prepare import Prepared, Say
+from finetune.windows import Windows, planned
 
 # The sweep ends where the smoothed loss is so many times its best.
 DIVERGED = 2.0
@@ -59,12 +60,11 @@ def sweep(prepared: Prepared, low: float, high: float, updates: int) -> Sweep:
     from finetune.losses import class_weights, loss_of
     from finetune.model.heads import draw_head
     from finetune.optimizer import make_optimizer
-    from finetune.windows import Windows
 
     train = prepared.recipe.train
     paddle.seed(train.seed)
     encoded = encode_rows(prepared.lessons, prepared.encoder)
-    batches = planned(prepared, encoded, updates)
+    batches = first(prepared, encoded, updates)
     windows = Windows(prepared, encoded)
     weights = class_weights(prepared.train, prepared)
     weight = None if weights is None else paddle.to_tensor(weights, dtype="float32")
@@ -190,15 +190,10 @@ def range_test(
     return record
 
 
-def planned(prepared: Prepared, encoded: list[Encoded], updates: int) -> list[list[Item]]:
+def first(prepared: Prepared, encoded: list[Encoded], updates: int) -> list[list[Item]]:
     """The first batches of a run that is long enough for so many updates."""
-    train = prepared.recipe.train
-    lengths = [item.window_tokens.tolist() for item in encoded]
-    epochs = updates * train.batch / len(lengths) + 1
-    found = plan(
-        lengths, epochs=epochs, batch=train.batch, windows=train.windows, head_share=train.head_share, seed=train.seed
-    )
-    return found[:updates]
+    epochs = updates * prepared.recipe.train.batch / len(encoded) + 1
+    return planned(prepared, encoded, epochs)[:updates]
 
 
 def _draw(path: Path, found: Sweep, tried: list[dict[str, Any]], recipe_rate: float) -> None:

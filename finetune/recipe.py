@@ -66,6 +66,13 @@ class Data(Strict):
     neutral_end: float = Field(
         default=0.3, ge=0, le=1, description="share of these that stand at the end, as in the texts to be served"
     )
+    neutral_telling: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of these of which a pass reads a window that tells the label; of the others any window, and "
+        "most tell nothing",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -22,7 +22,7 @@ import numpy as np
 
 from bundle.folder import write_atomic
 from bundle.predict import encode_rows
-from finetune.lr_range import planned
+from finetune.lr_range import first
 from finetune.machine import quiet_paddle
 from finetune.prepare import Prepared, Say
 
@@ -61,7 +61,7 @@ def measure(prepared: Prepared, batches: int, warm: int) -> list[Layer]:
     train = prepared.recipe.train
     paddle.seed(train.seed)
     encoded = encode_rows(prepared.lessons, prepared.encoder)
-    plan = planned(prepared, encoded, warm + batches)
+    plan = first(prepared, encoded, warm + batches)
     windows = Windows(prepared, encoded)
     with paddle.utils.unique_name.guard():
         model = prepared.base.build(prepared.task, 0.0)

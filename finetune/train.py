@@ -22,7 +22,7 @@ from bundle.errors import RecipeError
 from bundle.predict import encode_rows
 from finetune import parallel
 from finetune.answers import predict_rows as predict_rows
-from finetune.batches import Item, plan
+from finetune.batches import Item
 from finetune.curve.intervention import Controller, Hands, strategies
 from finetune.curve.signals import Signals
 from finetune.freezing import Freezer
@@ -30,6 +30,7 @@ from finetune.machine import quiet_paddle
 from finetune.model.heads import draw_head
 from finetune.prepare import Prepared, Say
 from finetune.resume import checkpoint_of, had_stopped, read_history, step_of
+from finetune.windows import planned
 
 # Called with the step, the steps planned and the dev scores by name.
 OnEvaluation = Callable[[int, int, dict[str, float]], None]
@@ -96,14 +97,7 @@ def train(
     np.random.seed(seed)
     paddle.seed(seed)
     encoded = encode_rows(prepared.lessons, prepared.encoder)
-    batches = plan(
-        [item.window_tokens.tolist() for item in encoded],
-        epochs=recipe.train.epochs,
-        batch=recipe.train.batch,
-        windows=recipe.train.windows,
-        head_share=recipe.train.head_share,
-        seed=seed,
-    )
+    batches = planned(prepared, encoded, recipe.train.epochs)
     tokens = sum(int(encoded[row].window_tokens[window]) + 2 for batch in batches for row, window in batch)
     say(
         f"{len(prepared.lessons):,} rows, {sum(len(item.windows) for item in encoded):,} windows; the run reads "

@@ -7,10 +7,36 @@ from typing import Any
 import numpy as np
 
 from bundle.encode import Encoded, IntArray, Window
-from finetune.batches import Item
+from finetune.batches import Item, plan
 from finetune.data.compose import tells
 from finetune.prepare import Prepared
 from finetune.targets import IGNORED, class_target, tag_target
+
+
+def planned(prepared: Prepared, encoded: list[Encoded], epochs: float) -> list[list[Item]]:
+    """The batches of so many passes over the lessons, as the recipe draws their windows."""
+    train = prepared.recipe.train
+    return plan(
+        [item.window_tokens.tolist() for item in encoded],
+        epochs=epochs,
+        batch=train.batch,
+        windows=train.windows,
+        head_share=train.head_share,
+        seed=train.seed,
+        telling=telling(prepared, encoded),
+        telling_share=prepared.recipe.data.neutral_telling,
+    )
+
+
+def telling(prepared: Prepared, encoded: list[Encoded]) -> dict[int, list[int]]:
+    """Row → the windows that tell its label, of the lessons that stand in neutral text."""
+    if prepared.recipe.data.neutral is None or prepared.task.kind != "single-label":
+        return {}
+    return {
+        row: [number for number, window in enumerate(item.windows) if tells(lesson, window.start, window.end)]
+        for row, (lesson, item) in enumerate(zip(prepared.lessons, encoded, strict=True))
+        if lesson.entities
+    }
 
 
 class Windows:

@@ -109,6 +109,14 @@ def test_the_learned_pooling_has_others_as_special_cases(
     np.testing.assert_allclose(answer.scores, known.scores, atol=1e-6)
 
 
+@cases(500)
+@given(CASES)
+def test_a_weight_for_the_level_alone_is_the_pooling_telling(case: tuple[FloatArray, IntArray, Task]) -> None:
+    answer, telling = pooled(case, "learned", 0.0, 0.0, 0.0, 0.0, 1.0), pooled(case, "telling")
+    np.testing.assert_allclose(answer.weights, telling.weights, atol=1e-6)
+    np.testing.assert_allclose(answer.scores, telling.scores, atol=1e-6)
+
+
 @cases(600)
 @given(CASES, WEIGHTS)
 def test_learned_shares_are_the_softmax_of_the_weighted_features(

@@ -78,6 +78,24 @@ def test_learned_finds_the_one_certain_window_wherever_it_stands() -> None:
     assert metrics_of(rows, found, TASK, Joining(pooling="mean"))["accuracy"] < 0.7
 
 
+def test_learned_finds_the_window_that_says_that_it_tells_something_where_others_are_as_certain() -> None:
+    rng = np.random.default_rng(5)
+    rows, found = [], []
+    for _ in range(120):
+        label, guesses = int(rng.integers(2)), rng.integers(2, size=6)
+        logits = np.where(np.arange(2) == guesses[:, None], 2.0, -2.0)
+        tells = int(rng.integers(6))
+        logits[tells] = [-2.0, 2.0] if label else [2.0, -2.0]
+        logits += np.where(np.arange(6) == tells, 2.0, -2.0)[:, None]  # softmax does not see it
+        rows.append(Row("x", TASK.labels[label]))
+        found.append(said(logits.astype(np.float32)))
+    weights = fit(rows, found, TASK, leveled=True)
+    assert len(weights) == len(FEATURES) + 1 and weights[-1] > 0.5
+    assert metrics_of(rows, found, TASK, Joining(pooling="learned", weights=weights))["accuracy"] > 0.95
+    blind = Joining(pooling="learned", weights=fit(rows, found, TASK))
+    assert metrics_of(rows, found, TASK, blind)["accuracy"] < 0.8
+
+
 def test_the_fit_is_the_same_every_time_and_weights_stay_near_0_where_nothing_is_to_be_learned() -> None:
     rng = np.random.default_rng(4)
     found = [said(np.repeat(rng.normal(size=(1, 2)), 3, axis=0).astype(np.float32)) for _ in range(40)]

@@ -31,6 +31,19 @@ def test_a_seed_repeats_the_plan_and_another_seed_does_not() -> None:
     assert first != plan(lengths, epochs=2, batch=4, windows="random", seed=2)
 
 
+def test_windows_that_tell_are_drawn_as_often_as_is_asked_and_other_rows_as_before() -> None:
+    lengths = [[5, 6, 7, 8, 9]] * 2000
+    known = {row: [3] for row in range(0, 2000, 2)} | {1: []}
+    always, half, never = (
+        [item for items in plan(lengths, epochs=1, batch=8, windows="first", seed=1, telling=known, telling_share=share)
+         for item in items]
+        for share in (1.0, 0.5, 0.0)
+    )  # fmt: skip
+    assert all(window == (0 if row % 2 else 3) for row, window in always)
+    assert all(window == 0 for row, window in half if row % 2) and all(window == 0 for _, window in never)
+    assert 0.4 < sum(window == 3 for row, window in half if not row % 2) / 1000 < 0.6
+
+
 def test_a_part_of_an_epoch_reads_a_part_of_the_rows() -> None:
     batches = plan([[9]] * 100, epochs=1.5, batch=10, windows="first", seed=1)
     assert sum(map(len, batches)) == 150

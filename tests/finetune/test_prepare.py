@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import DataError, RecipeError
+from bundle.predict import encode_rows
 from finetune.prepare import Prepared, prepare
 from finetune.recipe import load
+from finetune.windows import planned, telling
 from tests.tiny_base import PIECES
 
 RECIPE = """
@@ -155,6 +157,21 @@ def test_dev_rows_are_set_into_neutral_text_that_training_does_not_see(tmp_path:
     assert taught and tried and not taught & tried
     assert len(prepared.dev_long) == len(prepared.dev) and all(row.entities is None for row in prepared.dev_long)
     assert {row.label for row in prepared.dev_long} == {"好", "坏"}
+
+
+def test_a_hidden_row_is_read_where_it_stands_as_often_as_the_recipe_says(tmp_path: Path) -> None:
+    (tmp_path / "neutral.txt").write_text("\n".join(chr(0x4E00 + number) * 60 for number in range(40)), "utf-8")
+    for share in (0.0, 1.0):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        data = f'neutral = "{tmp_path}/neutral.txt"\nneutral_share = 1.0\nneutral_telling = {share}'
+        prepared = project(folder, ROWS, f"dev = 0.2\ntest = 12\n{data}", "single-label")
+        encoded = encode_rows(prepared.lessons, prepared.encoder)
+        items = [item for batch in planned(prepared, encoded, 4) for item in batch]
+        places = telling(prepared, encoded)
+        told = [window in places[row] for row, window in items]
+        assert len(told) == 4 * len(prepared.train)
+        assert all(told) if share else 0.1 < sum(told) / len(told) < 0.8
 
 
 def test_without_neutral_text_there_are_no_long_rows(tmp_path: Path) -> None:
