@@ -28,7 +28,7 @@ from export.pooling import compare, elect
 from export.spread import spread
 
 # Documents of each split, at most.
-DOCUMENTS = 500
+DOCUMENTS = 1500
 # Neutral text before the row, in windows.
 WINDOWS = 4
 

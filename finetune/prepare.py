@@ -24,7 +24,7 @@ from finetune.recipe import Recipe
 Say = Callable[[str], None]
 
 # Neutral text around a hidden row, in windows, at most.
-NEUTRAL_WINDOWS = 3
+NEUTRAL_WINDOWS = 5
 # Rows of dev that are hidden as those of train are, for export to choose the pooling by.
 LONG_ROWS = 1000
 # Of a file of neutral lines, one in so many is kept for those.
@@ -131,7 +131,9 @@ def _lessons(
         lessons = hide(train, known, data.neutral_share, around, seed, at_end=data.neutral_end)
         say(f"lessons: {data.neutral_share:.0%} of the rows stand in longer text of {name}")
         some = sample(dev, LONG_ROWS, seed)
-        dev_long = plain(hide(some, held_out, 1.0, around, seed, at_end=data.neutral_end))
+        # Only what has several windows tells poolings apart, and they are chosen for texts of many.
+        long = hide(some, held_out, 1.0, around, seed, shortest=around // 2, at_end=data.neutral_end)
+        dev_long = plain(long)
         say(f"dev_long: {len(dev_long)} dev rows stand in other text of {name}; export chooses the pooling by them too")
     return lessons, dev_long
 

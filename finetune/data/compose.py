@@ -52,7 +52,14 @@ def join(rows: Sequence[Row], share: float, characters: int, seed: int) -> list[
 
 
 def hide(
-    rows: Sequence[Row], neutral: Sequence[str], share: float, characters: int, seed: int, *, at_end: float = 0.3
+    rows: Sequence[Row],
+    neutral: Sequence[str],
+    share: float,
+    characters: int,
+    seed: int,
+    *,
+    shortest: int = 0,
+    at_end: float = 0.3,
 ) -> list[Row]:
     """Sets a share of the rows into longer neutral text, where most windows tell nothing.
 
@@ -63,6 +70,7 @@ def hide(
         neutral: texts that tell nothing of the labels.
         share: 0 to 1, of the rows.
         characters: code points of neutral text around a row, at most.
+        shortest: at least.
         at_end: 0 to 1, share of the hidden rows that stand at the very end of their text; of the others `AT_START` at
             the very beginning and the rest anywhere.
 
@@ -83,7 +91,7 @@ def hide(
         if dice.random() >= share:
             result.append(row)
             continue
-        length = dice.randint(0, characters)
+        length = dice.randint(shortest, characters)
         before = _before(length, at_end, dice)
         head, tail = some(before), some(length - before)
         text = (head + SEPARATOR if head else "") + row.text + (SEPARATOR + tail if tail else "")

@@ -57,6 +57,12 @@ def test_hidden_rows_often_stand_at_the_beginning_or_the_end() -> None:
     assert all(row.entities is None for row in plain(lesson for lesson, _ in spans))
 
 
+def test_neutral_text_around_a_row_is_as_long_as_is_asked() -> None:
+    for lesson in hide(REVIEWS * 5, NEUTRAL, 1.0, 300, 1, shortest=200):
+        start, end, _ = lesson.spans[0]
+        assert 200 <= len(lesson.text) - (end - start) <= 302  # a separator on either side
+
+
 def test_a_window_tells_if_it_holds_enough_of_the_row() -> None:
     lesson = Row("甲" * 100 + "很好" * 10 + "乙" * 100, "好", entities=(Entity(100, 120, "telling"),))
     assert tells(lesson, 50, 110) and tells(lesson, 110, 200) and tells(lesson, 0, 220)
