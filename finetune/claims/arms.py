@@ -80,6 +80,8 @@ class Arm:
         table["train"]["freeze_layers"] = table["train"].get("freeze_layers", 0) * self.layers // SHIPPED_LAYERS
         for more in (REDUCED, self.changes):
             table = merged(table, more)
+        # Without neutral text nothing else that is said of it acts.
+        table["data"] = {key: value for key, value in table["data"].items() if not key.startswith("neutral_")}
         table["train"]["seed"] = seed
         table["name"] = f"claim-{self.name}"
         return Recipe.model_validate(table)
