@@ -34,10 +34,6 @@ class Finding:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
-# A pretrained encoder is lost at rates that a new, small one learns from. The limit on a step's share of the weights is
-# for both; where a rate was lowered and the loss still stands at chance, a tenth of it is enough.
-SUSPECT = 0.1
-
 Detector = Callable[["View", Thresholds], tuple[str, dict[str, Any]] | None]
 
 
@@ -52,8 +48,6 @@ class View:
             if point["kind"] == "event" and "rollback" in point and not point.get("dry_run")
         ]
         points = history.points[rollbacks[-1] + 1 :] if rollbacks else history.points
-        # Whether a rate was already found too high and lowered: then less evidence is enough to lower it again.
-        self.suspect = any(history.points[place]["finding"] == "rate-too-high" for place in rollbacks)
         self.run, self.step = run, history.step
         self.progress = history.step / max(1, run["steps"])
         self.train = [point for point in points if point["kind"] == "train"]
@@ -115,9 +109,9 @@ def rate_too_high(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] 
                 f"what was learned is lost again, on train and on dev; {advice}",
                 {"dev_loss": [point["loss"] for point in last], "best_dev_loss": min(earlier)},
             )
-    violent, limit = [], limits.step * (SUSPECT if view.suspect else 1)
+    violent = []
     for point in reversed(view.train):
-        if point["rate"] / view.run["rms"] <= limit:
+        if point["rate"] / view.run["rms"] <= limits.step:
             break
         violent.append(point)
     updates = violent[0]["step"] - violent[-1]["step"] + 1 if violent else 0

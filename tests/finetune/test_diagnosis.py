@@ -51,22 +51,6 @@ def test_rows_that_were_right_by_chance_cannot_be_forgotten() -> None:
     assert found([0.85, 1.0, 0.5, 0.5], [0.1, 0.0, 0.5, 0.5]) == ["forgetting"]
 
 
-def test_a_rate_that_was_lowered_once_is_found_too_high_on_less_evidence() -> None:
-    """Where the loss stays at chance; a healthy run may begin so, therefore not without the first finding."""
-
-    def found(events: list[dict[str, object]], loss: float) -> list[str]:
-        train = [
-            {"kind": "train", "step": step, "rate": 0.02 * RUN["rms"], "loss": loss, "travel": 1.0}
-            for step in range(9, 19)
-        ]
-        return [finding.name for finding in diagnose(History(RUN, [*events, *train]))]
-
-    lowered = {"kind": "event", "step": 8, "finding": "rate-too-high", "rollback": 0}
-    assert found([lowered], 0.7) == ["rate-too-high"]
-    assert found([], 0.7) == found([lowered], 0.3) == found([{**lowered, "finding": "forgetting"}], 0.7) == []
-    assert found([{**lowered, "dry_run": True}], 0.7) == []
-
-
 def test_an_empty_history_has_no_finding_and_a_threshold_can_be_changed() -> None:
     assert diagnose(History(RUN)) == []
     losses = [(0.3, 0.3), (0.25, 0.32), (0.2, 0.4), (0.1, 0.45)]
