@@ -124,6 +124,7 @@ class Export(Strict):
 
 # Keys that came after the first bundles were made: at their default they leave a recipe's checksum as it was.
 LATER_OF_EXPORT = ("vocabulary", "embeddings")
+LATER_OF_DATA = ("neutral_telling",)
 
 
 class Recipe(Strict):
@@ -179,8 +180,9 @@ class Recipe(Strict):
         interferes = self.curve.control == "on" or self.train.unfreeze == "by-diagnosis"
         exclude = {"summary", "expect", "search"} | (set() if interferes else {"curve"})
         meaning = self.model_dump(mode="json", exclude=exclude)
-        usual = {"train": Train().model_dump(mode="json"), "export": Export().model_dump(mode="json")}
-        for table, keys in (("train", LATER), ("export", LATER_OF_EXPORT)):
+        data = {key: Data.model_fields[key].default for key in LATER_OF_DATA}
+        usual = {"data": data, "train": Train().model_dump(mode="json"), "export": Export().model_dump(mode="json")}
+        for table, keys in (("data", LATER_OF_DATA), ("train", LATER), ("export", LATER_OF_EXPORT)):
             for key in keys:
                 if meaning[table][key] == usual[table][key]:
                     del meaning[table][key]

@@ -72,7 +72,7 @@ def test_a_model_that_learns_among_windows_that_tell_nothing_is_not_called_stagn
         tmp_path,
         rows=[row for row in mood_rows(400) if len(row[0]) < 40],
         train={"epochs": "8", "windows": '"random"', "eval_every": "0.25", "watch_rows": "40"},
-        data='neutral = "neutral.txt"\nneutral_share = 1.0',
+        data='neutral = "neutral.txt"\nneutral_share = 1.0\nneutral_telling = 0.5',
         curve="thresholds = { unlearned = 0.3, flat = 0.9 }",
     )
     run(recipe, tmp_path / "run")
