@@ -231,6 +231,14 @@ class Lane:
         self.claimed[terms.priority] += 1
         self._claims.append(claim)
 
+    def full(self, priority: Priority) -> Overloaded | None:
+        """What `check` would refuse a request with for want of room; None where there is room. Keeps no place."""
+        try:
+            self._check_room(priority)
+        except Overloaded as refusal:
+            return refusal
+        return None
+
     async def admit(self, tokens: int, terms: Terms) -> Ticket:
         """Lets a request in.
 

@@ -47,11 +47,66 @@ class _Refused(Exception):
     """Stops the parser."""
 
 
-class Guarded(HttpToolsProtocol):
-    """uvicorn's connection, watched."""
+class _Joined:
+    """A transport that sends an answer's head with what follows at once: one call into the kernel, one segment.
 
-    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
+    uvicorn writes them apart. On a machine that is shared with the caller, each write wakes it, in the middle of a
+    computation of the engine.
+    """
+
+    __slots__ = ("_head", "_inner", "_loop")
+
+    def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._inner, self._loop, self._head = inner, loop, b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+            self._inner.write(data)
+        elif data.startswith(b"HTTP/"):
+            # A stream's first line may be long in coming: its head waits for no more than what is being done now.
+            self._head = data
+            self._loop.call_soon(self.flush)
+        else:
+            self._inner.write(data)
+
+    def flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def write_whole(self, data: bytes) -> None:
+        """Sends an answer that is one piece already."""
+        self._inner.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._inner.close()
+
+
+class _Answered:
+    """In the place of uvicorn's state of a request that was answered before it became one."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
+
+# Called with the URL and the headers of a POST; see `Turnstile.refuse`.
+Refuse = Callable[[bytes, list[tuple[bytes, bytes]]], bytes | None]
+
+
+class Guarded(HttpToolsProtocol):
+    """uvicorn's connection, watched.
+
+    Args:
+        refuse: what answers in the place of the application while that has no room.
+    """
+
+    def __init__(self, *args: Any, limits: Limits, refuse: Refuse | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._refuse_early = refuse
         self._limits, self._seconds = limits, limits.header_seconds
         self._reason: Kind | None = None
         # Bytes of this request's line and headers, as parsed; and of everything that is no body, as it came.
@@ -64,7 +119,7 @@ class Guarded(HttpToolsProtocol):
         self._surplus = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
         self._surplus = len(self.connections) > self._limits.max_connections
         self._watch(min(SURPLUS_SECONDS, self._seconds) if self._surplus else self._seconds, self._late)
 
@@ -148,7 +203,23 @@ class Guarded(HttpToolsProtocol):
         if self._surplus or len(self.pipeline) >= PIPELINED:
             self._reason = BUSY
             raise _Refused
-        super().on_headers_complete()
+        if not self._turned_away():
+            super().on_headers_complete()
+
+    def _turned_away(self) -> bool:
+        """Answers with a refusal, if there is no room and nothing else is to be said."""
+        parser = self.parser
+        if self._refuse_early is None or self._answering or parser.get_method() != b"POST":
+            return False
+        if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+            return False
+        if (answer := self._refuse_early(self.url, self.headers)) is None:
+            return False
+        default = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
+        self.cycle = cast(Any, _Answered)
+        cast(_Joined, self.transport).write_whole(b"".join((STATUS_LINE[429], *default, answer)))
+        self.on_response_complete()
+        return True
 
     def on_body(self, body: bytes) -> None:
         # Bounded below, so that a large body earns no right to endless trailers.
@@ -228,7 +299,7 @@ _MORE = {kind.name: {"Connection": "close"} for kind in (HEADERS_LARGE, HEADERS_
 _MORE[BUSY.name] = {"Connection": "close", "Retry-After": "1"}
 
 
-def guarded(settings: Settings) -> type[asyncio.Protocol]:
+def guarded(settings: Settings, refuse: Refuse | None = None) -> type[asyncio.Protocol]:
     """The protocol for `uvicorn.Config(http=…)`."""
     limits = Limits(
         max_connections=settings.max_connections,
@@ -237,4 +308,4 @@ def guarded(settings: Settings) -> type[asyncio.Protocol]:
         stall_seconds=settings.stall_seconds,
     )
     # uvicorn calls it and never looks at it as a class.
-    return cast(type[asyncio.Protocol], partial(Guarded, limits=limits))
+    return cast(type[asyncio.Protocol], partial(Guarded, limits=limits, refuse=refuse))

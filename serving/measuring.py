@@ -43,6 +43,11 @@ class Measuring:
 
             self._recorder = Recorder(settings.otlp_endpoint, settings.trace_share)
 
+    @property
+    def watches_each(self) -> bool:
+        """Whether of each request more is wanted than that it is counted."""
+        return self._log_requests or self._recorder is not None
+
     def start(self) -> None:
         """Begins to watch the event loop that this is called on."""
         self._lag = asyncio.create_task(self._watch_loop(), name="event-loop-lag")

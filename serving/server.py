@@ -24,6 +24,7 @@ from bundle.manifest import TaskKind
 from serving.app import make_app
 from serving.connections import guarded
 from serving.gateway import Gateway
+from serving.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from serving.kserve_grpc import Front
@@ -175,7 +176,7 @@ async def serve(gateway: Gateway, listener: socket.socket, log_level: str, say: 
                 log_level=log_level if log_level == "debug" else "warning",
                 access_log=log_level == "debug",
                 lifespan="off",
-                http=guarded(gateway.settings),
+                http=guarded(gateway.settings, Turnstile(gateway).refuse),
                 ws="none",
                 timeout_keep_alive=gateway.settings.keep_alive_seconds,
                 timeout_graceful_shutdown=max(1, round(gateway.settings.stop_seconds)),

@@ -163,6 +163,7 @@ class Telemetry:
         self._stage, self._batch = cache(self.stages.labels), cache(self.batch_windows.labels)
         self._of_model, self._label = cache(self._model), cache(self.predictions.labels)
         self._route, self._status = cache(self.latency.labels), cache(self.requests.labels)
+        self._refusal, self._error = cache(self.refusals.labels), cache(self.errors.labels)
 
     def _model(self, model: str, version: int) -> _OfModel:
         return _OfModel(
@@ -178,6 +179,13 @@ class Telemetry:
         self.in_flight.dec()
         self._status(route, status).inc()
         self._route(route).observe(seconds)
+
+    def turned_away(self, model: str, reason: str) -> None:
+        """Records one request that was refused before it was begun: as it is counted elsewhere, at once."""
+        self._refusal(model, reason).inc()
+        self._error("overloaded").inc()
+        self._status("none", 429).inc()
+        self._route("none").observe(0.0)
 
     def answered(self, served: ServedModel, answers: Answers) -> None:
         """Records one prediction."""

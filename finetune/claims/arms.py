@@ -20,12 +20,12 @@ Probe = Literal["", "recompute", "no-recompute"]
 
 # Of every arm. Two windows of a text are read in evaluations, so that long articles cost no more than reviews.
 REDUCED: dict[str, dict[str, Any]] = {
-    "data": {"rows": 176, "dev_rows": 80, "test_rows": 160, "neutral": None, "join_share": 0.0},
+    "data": {"rows": 480, "dev_rows": 120, "test_rows": 400, "neutral": None, "join_share": 0.0},
     "text": {"max_tokens": 40, "overlap": 8, "pooling": "mean"},
     "train": {
         "batch": 8,
         "epochs": 2,
-        "watch_rows": 40,
+        "watch_rows": 60,
         "watch_windows": 2,
         "eval_every": 0.2,
         "patience": 99,

@@ -23,11 +23,13 @@ from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from serving.app import make_app
 from serving.catalogue import ServedModel
+from serving.connections import guarded
 from serving.engines.onnx_engine import OnnxEngine
 from serving.gateway import Gateway
 from serving.keys import hash_of
 from serving.kserve_grpc import Front
 from serving.settings import Settings
+from serving.turnstile import Turnstile
 from tests.serving.conftest import free_port
 from tests.serving.test_app import DIALECTS
 
@@ -81,12 +83,12 @@ class Running:
         lane = self.gateway.classifier.admission.lanes.get("news")
         return lane.tokens if lane else 0
 
-    async def full(self) -> list[asyncio.Task[httpx.Response]]:
+    async def full(self, **headers: str) -> list[asyncio.Task[httpx.Response]]:
         """Shuts the gate and fills the model with three requests."""
         self.engine.gate.clear()
         tasks = []
         for number in range(1, 4):
-            tasks.append(self.post())
+            tasks.append(self.post(**headers))
             await self.until(lambda number=number: self.admitted == 31 * number)  # type: ignore[misc]
         return tasks
 
@@ -108,7 +110,15 @@ def serve(bundles: Path, play: Callable[[Running], Awaitable[None]], **settings:
         front = Front(gateway, "127.0.0.1", port)
         await front.start()
         server = uvicorn.Server(
-            uvicorn.Config(make_app(gateway), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+            uvicorn.Config(
+                make_app(gateway),
+                port=0,
+                log_config=None,
+                lifespan="off",
+                timeout_graceful_shutdown=5,
+                http=guarded(gateway.settings, Turnstile(gateway).refuse),
+                server_header=False,
+            )
         )
         serving = asyncio.create_task(server.serve())
         while not server.started:
@@ -176,6 +186,97 @@ def test_a_full_model_is_429_in_every_dialect_and_those_inside_are_answered(bund
         assert 'slipway_queue_tokens{model="news"} 93.0' in await server.metrics()
         server.engine.gate.set()
         assert [(await task).status_code for task in inside] == [200] * 3
+
+    serve(bundles, play, **TIGHT)
+
+
+# With this header the door has to look for itself; it asks for what is so anyway.
+BY_THE_DOOR = {"X-Priority": "interactive"}
+
+
+def test_a_connection_refuses_in_the_words_of_the_door(bundles: Path) -> None:
+    async def play(server: Running) -> None:
+        await server.full()
+        early, late = await server.post(), await server.post(**BY_THE_DOOR)
+        assert early.status_code == late.status_code == 429
+        assert early.headers.keys() == late.headers.keys()
+        for same in ("content-type", "content-length", "retry-after", "x-content-type-options"):
+            assert early.headers[same] == late.headers[same]
+        for answer in (early, late):
+            said = answer.json()
+            assert said.pop("instance") == f"urn:slipway:request:{answer.headers['x-request-id']}"
+            assert said == {key: value for key, value in late.json().items() if key != "instance"}
+            version, trace, span, flags = answer.headers["traceparent"].split("-")
+            assert (version, len(trace), len(span), flags) == ("00", 32, 16, "00")
+        assert early.headers["x-request-id"] != late.headers["x-request-id"]
+        again = await server.post(**{"X-Request-Id": "order-7"})
+        assert again.headers["x-request-id"] == "order-7"
+        assert again.json()["instance"] == "urn:slipway:request:order-7"
+        metrics = await server.metrics()
+        for counted in (
+            'slipway_requests_total{route="none",status="429"} 3.0',
+            'slipway_errors_total{kind="overloaded"} 3.0',
+            'slipway_refusals_total{model="news",reason="full"} 3.0',
+            'slipway_request_seconds_count{route="none"} 3.0',
+        ):
+            assert counted in metrics
+
+    serve(bundles, play, **TIGHT)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X-Priority": "urgent"}, 400),
+        ({"X-Request-Timeout-Ms": "soon"}, 400),
+        ({"X-Request-Timeout-Ms": "0"}, 400),
+        ({"X-Request-Timeout-Ms": "60000"}, 429),
+        ({"Traceparent": f"00-{'7' * 32}-{'3' * 16}-01"}, 429),
+    ],
+)
+def test_a_full_model_says_what_else_is_wrong_with_a_request(
+    bundles: Path, headers: dict[str, str], status: int
+) -> None:
+    async def play(server: Running) -> None:
+        await server.full()
+        answer = await server.post(**headers)
+        assert answer.status_code == status
+        if "Traceparent" in headers:
+            assert answer.headers["traceparent"].startswith(f"00-{'7' * 32}-")
+
+    serve(bundles, play, **TIGHT)
+
+
+def test_a_connection_goes_on_after_it_has_refused(bundles: Path) -> None:
+    async def play(server: Running) -> None:
+        inside = await server.full()
+        there = server.http.base_url
+        reader, writer = await asyncio.open_connection(there.host, there.port)
+        body = json.dumps({"inputs": TEXT}).encode()
+        head = f"POST {PREDICT} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+
+        async def answered() -> int:
+            lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+            length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length"))
+            await reader.readexactly(length)
+            return int(lines[0].split()[1])
+
+        # The answer comes before the body, which is read and forgotten.
+        writer.write(head)
+        assert await answered() == 429
+        for place in range(0, len(body), 50):
+            writer.write(body[place : place + 50])
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        # Two at once, then, with room, one that is answered.
+        writer.write((head + body) * 2)
+        assert [await answered(), await answered()] == [429, 429]
+        server.engine.gate.set()
+        assert [(await task).status_code for task in inside] == [200] * 3
+        await server.until(lambda: server.admitted == 0)
+        writer.write(head + body)
+        assert await answered() == 200
+        writer.close()
 
     serve(bundles, play, **TIGHT)
 
@@ -316,6 +417,19 @@ def test_keys_guard_predictions_in_every_dialect_and_nothing_else(bundles: Path,
         assert 'reason="rate"' in await server.metrics()
 
     serve(bundles, play, keys_file=str(keys))
+
+
+def test_a_full_model_tells_nobody_who_may_not_ask(bundles: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[keys]]\nname = "shop"\nsha256 = "{hash_of("open sesame")}"\n', encoding="utf-8")
+
+    async def play(server: Running) -> None:
+        known = {"Authorization": "Bearer open sesame"}
+        await server.full(**known)
+        assert (await server.post()).status_code == 401
+        assert (await server.post(**known)).status_code == 429
+
+    serve(bundles, play, keys_file=str(keys), **TIGHT)
 
 
 def test_a_cached_answer_is_the_same_and_costs_no_engine_call(bundles: Path) -> None:
