@@ -34,8 +34,8 @@ from loadtests.texts import Ask, Mix
 from loadtests.wire import Broken, Wire
 
 SCHEMA = "slipway.overload/2"
-# Seconds between two looks at what is to be sent: to wake for each of many requests would take more from the server that
-# shares the machine than sending them does.
+# Seconds between two looks at what is to be sent: to wake for each of many requests would take more from the server
+# that shares the machine than sending them does.
 TICK = 0.005
 # Statuses of a server that cannot now, which must say when it can.
 NOT_NOW = (429, 503, 504)
@@ -136,7 +136,7 @@ class Run:
         return self._end()
 
     async def open(self, rate: float, seed: int) -> Seen:
-        """So many requests a second, by a Poisson process; each is sent at the next tick, and late from its own time."""
+        """So many requests a second, by a Poisson process; each is sent at the next tick, and timed from its own."""
         times = arrival_times(rate, self.load.span, arrivals="poisson", seed=seed, limit=10_000_000)
         tasks: set[asyncio.Task[None]] = set()
         async with self._wire(self.load.connections) as wire:
