@@ -12,6 +12,8 @@ from finetune import parallel
 from finetune.curve.record import NAME, read
 from finetune.prepare import Prepared, Say
 
+SPENT = "spent.json"
+
 
 def checkpoint_of(prepared: Prepared, run: Path, say: Say) -> Path | None:
     """The last whole checkpoint of the same recipe and data; another run's checkpoints are removed."""
@@ -42,6 +44,19 @@ def checkpoint_of(prepared: Prepared, run: Path, say: Say) -> Path | None:
 
 def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
+
+
+def save_spent(checkpoint: Path, seconds: float) -> None:
+    """Notes how long the training took up to a checkpoint, interruptions left out."""
+    (checkpoint / SPENT).write_text(json.dumps({"seconds": round(seconds, 1)}), encoding="utf-8")
+
+
+def spent_until(checkpoint: Path | None) -> float:
+    """Seconds of training up to a checkpoint; 0 where nothing is known of them."""
+    path = checkpoint / SPENT if checkpoint is not None else None
+    if path is None or not path.is_file():
+        return 0.0
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -29,7 +29,7 @@ from finetune.freezing import Freezer
 from finetune.machine import quiet_paddle
 from finetune.model.heads import draw_head
 from finetune.prepare import Prepared, Say
-from finetune.resume import checkpoint_of, had_stopped, read_history, step_of
+from finetune.resume import checkpoint_of, had_stopped, read_history, spent_until, step_of
 from finetune.windows import planned
 
 # Called with the step, the steps planned and the dev scores by name.
@@ -43,7 +43,7 @@ class Trained:
     Attributes:
         model: the PaddleNLP model, best dev checkpoint restored, in evaluation mode.
         steps: optimizer updates made, of ``planned``.
-        seconds: of this process; a resumed run adds only its own part.
+        seconds: of all processes that took part in turn, up to the checkpoints from which the next went on.
         history: every logged point: step, loss, learning rate, or a dev evaluation.
     """
 
@@ -120,7 +120,8 @@ def train(
             trainer.add_callback(callback)
         if signals is not None and recipe.curve.control != "off":
             watch.hands = trainer.hands = _hands(trainer, prepared, signals, run, freezer)
-        start = time.monotonic()
+        before, start = spent_until(checkpoint), time.monotonic()
+        trainer.spent = lambda: before + time.monotonic() - start
         resumed = step_of(checkpoint)
         if checkpoint is not None:
             say(f"resuming at step {resumed:,} of {len(batches) // recipe.train.accumulate:,}")
@@ -140,7 +141,7 @@ def train(
         model,
         trainer.state.global_step,
         trainer.state.max_steps,
-        time.monotonic() - start,
+        trainer.spent(),
         float(trainer.state.best_metric or 0.0),
         resumed,
         read_history(own / "history.jsonl"),

@@ -6,6 +6,7 @@ It imports PaddleNLP, which takes seconds: import it where a training begins.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from finetune.freezing import Freezer
 from finetune.losses import class_weights, loss_of, regularized
 from finetune.optimizer import make_optimizer, make_schedule
 from finetune.prepare import Prepared
+from finetune.resume import save_spent
 from finetune.windows import Planned, Windows
 
 # While training, windows of a watched row are pooled by this; which pooling is best is decided at the end.
@@ -47,6 +49,8 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
     hands: Hands | None = None
     delay: Delay | None = None
     adversarial = False
+    # Seconds of training until now.
+    spent: Callable[[], float] = staticmethod(float)
 
     def __init__(
         self,
@@ -114,8 +118,10 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
         # First of all files: a checkpoint counts as whole once its last one is there.
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        if self.signals is not None and parallel.rank() == 0:
-            self.signals.save(folder)
+        if parallel.rank() == 0:
+            save_spent(folder, self.spent())
+            if self.signals is not None:
+                self.signals.save(folder)
         if self.delay is not None:
             self.delay.save(folder)
         super()._save_checkpoint(model, metrics=metrics)

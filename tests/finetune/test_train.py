@@ -147,7 +147,12 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "mood" / "bundle").exists(), "a killed run leaves no half bundle"
+    spent = max(checkpoints.glob("checkpoint-*/scheduler.pdparams"), key=lambda path: path.stat().st_mtime).parent
+    assert json.loads((spent / "spent.json").read_text(encoding="utf-8"))["seconds"] > 0
+    (spent / "spent.json").write_text('{"seconds": 7000}', encoding="utf-8")
     assert "resuming at step" in run(project, tmp_path)
+    scores = json.loads((tmp_path / "mood" / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert 7000 < scores["train_seconds"] < 7120, "how long it took counts what was done before the kill"
     assert_same(weights_of(trained[0]), weights_of(tmp_path))
 
 
