@@ -15,8 +15,8 @@ SlipwayError
 ├── ExportError          a conversion went wrong
 │   ├── ConversionFailed     a converter failed or crashed
 │   ├── FusionMissing        the graph did not fuse as its architecture demands
-│   ├── ParityFailed         the converted graph does not compute what its source does
-│   └── GpuMissing           a GPU was asked for and cannot be used here: all that is missing
+│   └── ParityFailed         the converted graph does not compute what its source does
+├── GpuMissing           a GPU was asked for and cannot be used here: all that is missing
 ├── RequestError         the caller can mend it: which field, which limit
 │   ├── MalformedRequest     the body, or a line of a stream, is not JSON
 │   ├── InvalidText          not text that can be encoded, or empty
@@ -197,16 +197,16 @@ class ParityFailed(ExportError):
         super().__init__(f"{artifact} does not compute what {source} does: {reason}")
 
 
-class GpuMissing(ExportError):
+class GpuMissing(SlipwayError):
     """A GPU was asked for and cannot be used here.
 
     >>> str(GpuMissing(["no NVIDIA device (/dev/nvidia0)", "no CUDA driver (libcuda.so.1)"]))
-    '--device gpu cannot be used here: no NVIDIA device (/dev/nvidia0); no CUDA driver (libcuda.so.1)'
+    'a GPU was asked for and cannot be used here: no NVIDIA device (/dev/nvidia0); no CUDA driver (libcuda.so.1)'
     """
 
     def __init__(self, missing: Sequence[str]) -> None:
         self.missing = tuple(missing)
-        super().__init__(f"--device gpu cannot be used here: {'; '.join(missing)}")
+        super().__init__(f"a GPU was asked for and cannot be used here: {'; '.join(missing)}")
 
 
 class RequestError(SlipwayError):

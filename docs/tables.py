@@ -306,7 +306,7 @@ def results_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _int8(record: dict[str, Any]) -> str:
-    refused = isinstance(record.get("int8"), dict) and record.get("published") not in (None, "onnx_int8")
+    refused = isinstance(record.get("int8"), dict) and record.get("published") not in (None, "onnx_int8", "onnx_fp16")
     return _quality(record.get("int8")) + (" (refused by the gate: fp32 is served)" if refused else "")
 
 

@@ -21,8 +21,8 @@ from export.session import open_session
 if TYPE_CHECKING:
     import onnx
 
-# A tensor differs where its error, root mean square, is more than this share of its size: float32, and 8 bits.
-DIFFERS, DIFFERS_8_BITS = 1e-4, 0.25
+# A tensor differs where its error, root mean square, is more than this share of its size: float32, 16 bits, and 8 bits.
+DIFFERS, DIFFERS_16_BITS, DIFFERS_8_BITS = 1e-4, 0.05, 0.25
 
 
 def label_order(wanted: Sequence[Predicted], found: Sequence[Predicted], tolerance: float) -> str:
@@ -129,7 +129,7 @@ def _values(graph: Graph, names: Sequence[str], feeds: dict[str, Any]) -> dict[s
     return {
         name: np.asarray(value, np.float64)
         for name, value in zip(names, found, strict=True)
-        if np.asarray(value).dtype == np.float32
+        if np.asarray(value).dtype in (np.float32, np.float16)
     }
 
 

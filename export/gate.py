@@ -1,10 +1,11 @@
-"""Which form of the model is served: quality of fp32 and INT8 on the dev split, and the judgement between them.
+"""Which form of the model is served: quality of fp32 and of a smaller form on the dev split, and the judgement between
+them. The smaller form is INT8, or fp16 where the model is for a GPU.
 
-INT8 that loses more than the tolerance, as a whole, in a class or in texts of some length (`export.slices`), or whose
+One that loses more than the tolerance, as a whole, in a class or in texts of some length (`export.slices`), or whose
 integer products are not those of the float32 graph (`export.products`), is not published: the report (``gate.json``
 beside the manifest, and its tables) says what fell, which rows changed and which layers err most, and the fused float32
-graph is published instead. How INT8 is made is `export.to_int8`'s part; it asks here too, to choose among its
-candidates.
+graph is published instead. How it is made is the part of `export.to_int8` and `export.to_fp16`; they ask here
+too, to choose among their candidates.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import JsonValue
 
+from bundle.device import Device
 from bundle.encode import Encoded, Encoder, WindowRow, pad
 from bundle.folder import Bundle, write_atomic
 from bundle.manifest import LONG, Artifact, Manifest, Quality
@@ -34,8 +37,9 @@ from bundle.predict import (
 )
 from bundle.rows import Row, read_rows
 from export.artifact import SOURCE, amend, identity, source_of
-from export.clues import DIFFERS_8_BITS, first_difference, label_order
+from export.clues import DIFFERS_8_BITS, DIFFERS_16_BITS, first_difference, label_order
 from export.gate_report import layers_record, named_rows, rows_record, show_report, slices_record
+from export.half import rehearsed
 from export.journal import Journal
 from export.products import WINDOWS, ProductError, product_errors, wrong_products
 from export.session import open_session, run_of
@@ -46,7 +50,9 @@ from export.spread import spread
 if TYPE_CHECKING:
     import onnx
 
-FP32, INT8 = "onnx_fused", "onnx_int8"
+FP32, INT8, FP16 = "onnx_fused", "onnx_int8", "onnx_fp16"
+# The step that makes a form.
+MADE_BY = {INT8: "to_int8", FP16: "to_fp16"}
 REPORT = "gate.json"
 # Windows of one named row that the layers are compared on.
 WINDOWS_OF_ROW = 4
@@ -140,12 +146,18 @@ class DevSplit:
                 )
         return self._known[key]
 
-    def predictions_of(self, name: str, journal: Journal, bundle: Bundle) -> list[Predicted]:
-        """What an ONNX artifact of the bundle says of every row."""
+    def predictions_of(self, name: str, journal: Journal, bundle: Bundle, device: Device = "cpu") -> list[Predicted]:
+        """What an ONNX artifact of the bundle says of every row; half precision is rehearsed on a processor."""
+        import onnx
+
         artifact = source_of(bundle, name)
-        run = run_of(open_session(bundle.path(artifact.file)), bundle.manifest.signature)
-        what = f"{name} on {len(self.rows)} dev rows"
-        return self.predictions(identity(artifact), what, run, journal, alone=not artifact.batch_invariant)
+        model: Path | bytes = bundle.path(artifact.file)
+        if artifact.precision == "fp16" and device == "cpu":
+            model = rehearsed(onnx.load(str(model))).SerializeToString()
+        session = open_session(model, device=device, precision=artifact.precision)
+        run = run_of(session, bundle.manifest.signature)
+        key, what = key_on(identity(artifact), device), f"{name} on {len(self.rows)} dev rows"
+        return self.predictions(key, what, run, journal, alone=not artifact.batch_invariant)
 
     def measure(
         self, found: Sequence[Predicted], manifest: Manifest, reference: Sequence[object] | None = None
@@ -175,10 +187,15 @@ class DevSplit:
         )
 
     def measure_artifact(
-        self, name: str, journal: Journal, bundle: Bundle, reference: Sequence[object] | None = None
+        self,
+        name: str,
+        journal: Journal,
+        bundle: Bundle,
+        reference: Sequence[object] | None = None,
+        device: Device = "cpu",
     ) -> Measured:
         """Measures an ONNX artifact of the bundle."""
-        return self.measure(self.predictions_of(name, journal, bundle), bundle.manifest, reference)
+        return self.measure(self.predictions_of(name, journal, bundle, device), bundle.manifest, reference)
 
 
 def headlines(metrics: dict[str, float]) -> list[str]:
@@ -186,32 +203,52 @@ def headlines(metrics: dict[str, float]) -> list[str]:
     return [name for name in ("macro_f1", "f1") if name in metrics]
 
 
+def key_on(checksum: str, device: Device) -> str:
+    """What a graph's predictions are kept under; the kernels of a GPU round differently."""
+    return checksum if device == "cpu" else f"{checksum} on {device}"
+
+
 def gate(
-    bundle: Bundle, journal: Journal, dev: DevSplit, tolerance: Tolerance | None = None, *, force: bool = False
+    bundle: Bundle,
+    journal: Journal,
+    dev: DevSplit,
+    tolerance: Tolerance | None = None,
+    *,
+    form: str = INT8,
+    device: Device = "cpu",
+    force: bool = False,
 ) -> Bundle:
-    """Measures both forms, writes the report and publishes one of them.
+    """Measures the fused float32 graph and a smaller form, writes the report and publishes one of them.
+
+    A plan says how a processor's cores are used best, so the bundle has none after fp16 was judged.
+
+    Args:
+        form: the artifact that is judged: `INT8` or `FP16`.
+        device: where that form is run; float32, to which Paddle was compared, is always run on the processor.
 
     Raises:
         ExportError: there is no fused graph yet.
+        GpuMissing: the form is to be run on a GPU and there is none.
     """
     tolerance = tolerance or Tolerance()
-    fp32_artifact, int8_artifact = source_of(bundle, FP32), bundle.manifest.artifacts.get(INT8)
+    fp32_artifact, small_artifact = source_of(bundle, FP32), bundle.manifest.artifacts.get(form)
     basis: dict[str, JsonValue] = {
         "pass": 2,
         FP32: identity(fp32_artifact),
-        INT8: identity(int8_artifact) if int8_artifact else "",
+        form: identity(small_artifact) if small_artifact else "",
         **asdict(tolerance),
         "joining": bundle.manifest.text.joining.model_dump(mode="json"),
         "thresholds": list(bundle.manifest.task.thresholds),
         **dev.fingerprint,
+        **({} if device == "cpu" else {"device": device}),
     }
     known = read_report(bundle)
     # A form that was made again to the same bytes has lost what was said of it.
-    told = int8_artifact is None or "gate" in int8_artifact.details
+    told = small_artifact is None or "gate" in small_artifact.details
     if not force and told and known.get("basis") == basis and known.get("published") == bundle.manifest.published != "":
         journal.say(f"  up to date: {bundle.manifest.published} is published")
         return bundle
-    report: dict[str, JsonValue] = {"basis": basis}
+    report: dict[str, JsonValue] = {"basis": basis, "form": form}
     if not dev.rows:
         reasons = ["the bundle has no dev split, so the loss cannot be measured"]
     else:
@@ -221,23 +258,25 @@ def gate(
             bundle, FP32, quality=quality, agreement_reference="paddle, on the sample of dev rows that it answered"
         )
         report[FP32] = _figures(fp32)
-        if int8_artifact is None:
-            reasons = ["there is no onnx_int8"]
+        if small_artifact is None:
+            reasons = [f"there is no {form}"]
         else:
-            int8 = dev.measure_artifact(INT8, journal, bundle, fp32.answers)
-            reasons = _compare(bundle, dev, fp32, int8, tolerance, report)
-            report[INT8] = _figures(int8)
+            small = dev.measure_artifact(form, journal, bundle, fp32.answers, device)
+            reasons = _compare(bundle, dev, form, fp32, small, tolerance, report)
+            report[form] = _figures(small)
             bundle = amend(
                 bundle,
-                INT8,
-                quality=int8.quality,
+                form,
+                quality=small.quality,
                 agreement_reference=f"{FP32}, on the same rows: its logits are those of the trained model within 1e-4",
                 gate="passed" if not reasons else "refused: " + "; ".join(reasons),
             )
-    published = FP32 if reasons else INT8
+    published = FP32 if reasons else form
     report["published"], report["reasons"] = published, list(reasons)
     write_atomic(bundle.path(REPORT), json.dumps(report, ensure_ascii=False, indent=2) + "\n")
     show_report(journal.console, report)
+    if form == FP16:
+        bundle = bundle.save(bundle.manifest.model_copy(update={"plan": None}))
     bundle = bundle.publish(published)
     journal.say(f"    published: {published} (report: {bundle.path(REPORT)})")
     return bundle
@@ -246,28 +285,31 @@ def gate(
 def _compare(
     bundle: Bundle,
     dev: DevSplit,
+    form: str,
     fp32: Measured,
-    int8: Measured,
+    small: Measured,
     tolerance: Tolerance,
     report: dict[str, JsonValue],
 ) -> list[str]:
-    """Judges INT8, writes what it was judged by into the report, and returns what speaks against it."""
+    """Judges a form, writes what it was judged by into the report, and returns what speaks against it."""
     import onnx
 
     manifest = bundle.manifest
-    graphs = [onnx.load(str(bundle.path(manifest.artifacts[name].file))) for name in (FP32, INT8)]
-    comparison = dev.compare(fp32, int8, tolerance, manifest)
+    graphs = [onnx.load(str(bundle.path(manifest.artifacts[name].file))) for name in (FP32, form)]
+    comparison = dev.compare(fp32, small, tolerance, manifest)
     reasons = comparison.reasons
-    if manifest.artifacts[INT8].details.get(SOURCE) != identity(manifest.artifacts[FP32]):
-        reasons.append(f"{INT8} was made from another {FP32} than the one that is here; run to_int8 again")
+    if manifest.artifacts[form].details.get(SOURCE) != identity(manifest.artifacts[FP32]):
+        reasons.append(
+            f"{form} was made from another {FP32} than the one that is here; run {MADE_BY.get(form, form)} again"
+        )
     # Judged on rows of every kind, as one token of one row would say little of a channel; told on the named rows.
     every_kind = dev.windows(spread(range(len(dev.rows)), WINDOWS), 1)
     reasons += wrong_products(_product_errors(bundle, graphs, every_kind))
     places = named_rows(comparison) or [int(np.argmax(comparison.differences))]
     errors = _product_errors(bundle, graphs, dev.windows(places, WINDOWS_OF_ROW))
     if reasons:
-        reasons += _clues(bundle, dev, fp32, int8, places, comparison.spread)
-    answers = {FP32: fp32.answers, INT8: int8.answers}
+        reasons += _clues(bundle, dev, form, fp32, small, places, comparison.spread)
+    answers = {FP32: fp32.answers, form: small.answers}
     file = manifest.splits["dev"].file
     report["slices"] = slices_record(comparison.slices)
     report["changed"] = rows_record(comparison, dev.rows, dev.lines, answers, manifest.task, file)
@@ -278,17 +320,24 @@ def _compare(
 
 
 def _clues(
-    bundle: Bundle, dev: DevSplit, fp32: Measured, int8: Measured, places: Sequence[int], size: float
+    bundle: Bundle,
+    dev: DevSplit,
+    form: str,
+    fp32: Measured,
+    small: Measured,
+    places: Sequence[int],
+    size: float,
 ) -> list[str]:
     """What may be wrong with a form that lost too much: labels in another order, or a part of the graph."""
     manifest = bundle.manifest
     # Other labels' logits are about their spread apart, INT8's own errors a tenth of it.
-    if clue := label_order(fp32.found, int8.found, size / 2):
+    if clue := label_order(fp32.found, small.found, size / 2):
         return [clue]
-    fp32_file, int8_file = (bundle.path(manifest.artifacts[name].file) for name in (FP32, INT8))
+    fp32_file, small_file = (bundle.path(manifest.artifacts[name].file) for name in (FP32, form))
     arrays = pad(dev.windows(places, 1), manifest.text.pad_id)
     feeds = dict(zip([tensor.name for tensor in manifest.signature.inputs], arrays, strict=True))
-    clue = first_difference(fp32_file, int8_file, feeds, DIFFERS_8_BITS)
+    share = DIFFERS_16_BITS if form == FP16 else DIFFERS_8_BITS
+    clue = first_difference(fp32_file, small_file, feeds, share)
     return [clue] if clue else []
 
 

@@ -114,8 +114,9 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         for item in slices:
             figures.setdefault(item["group"], item["figure"])
         told = ", ".join(f"{figure} of {_GROUPS[group]}" for group, figure in figures.items())
-        console.print(f"INT8 against fp32 on the dev split: {told}", highlight=False, soft_wrap=True)
-        table = _table("", "rows", "fp32→int8", "changed", "logit max", "mean", "ece", "confidence")
+        console.print(f"{_form(report)} against fp32 on the dev split: {told}", highlight=False, soft_wrap=True)
+        forms = f"fp32→{_form(report).lower()}"
+        table = _table("", "rows", forms, "changed", "logit max", "mean", "ece", "confidence")
         for item in slices:
             words = item["name"] or "all"
             table.add_row(
@@ -155,10 +156,15 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
     for note in report.get("notes", []):
         console.print(f"    note: {note}", markup=False, highlight=False, soft_wrap=True)
     for reason in report.get("reasons", []):
-        console.print(f"    INT8 is not published: {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"    {_form(report)} is not published: {reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 _GROUPS = {"all": "all rows", "class": "a class", "length": "texts of so many tokens"}
+
+
+def _form(report: Mapping[str, Any]) -> str:
+    """The judged form in a word; reports from before there were two kinds do not name it."""
+    return "fp16" if report.get("form") == "onnx_fp16" else "INT8"
 
 
 def _table(*columns: str) -> Table:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, as the export steps use it: one session, its threads, the bundle's tensor names."""
+"""ONNX Runtime as the export steps use it: one session, its threads, its device, the bundle's tensor names."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bundle.decode import FloatArray
+from bundle.device import Device, check_opened, providers, require_gpu
 from bundle.encode import IntArray
 from bundle.machine import cores
-from bundle.manifest import Signature
+from bundle.manifest import Precision, Signature
 from bundle.predict import Run
 
 if TYPE_CHECKING:
     import onnxruntime
 
 
-def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """Opens a graph on the CPU.
+def open_session(
+    model: Path | bytes, threads: int | None = None, device: Device = "cpu", precision: Precision = "fp32"
+) -> onnxruntime.InferenceSession:
+    """Opens a graph, on the CPU unless a GPU is asked for.
 
     Args:
         model: a file, or a serialized model.
         threads: intra-op threads; by default all cores that this process may use.
+        precision: of the graph; decides what of a GPU may compute it.
+
+    Raises:
+        GpuMissing: a GPU is asked for and cannot be used.
     """
     import onnxruntime as ort
 
@@ -31,9 +38,13 @@ def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime
     options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-    )
+    available = ort.get_available_providers()
+    if device == "gpu":
+        require_gpu(ort.__version__, available)
+    chosen = providers(device, precision, available)
+    session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chosen)
+    check_opened(device, session.get_providers())
+    return session
 
 
 def run_of(session: onnxruntime.InferenceSession, signature: Signature) -> Run:
