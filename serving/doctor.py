@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from bundle.device import missing_for_gpu
 from bundle.errors import SlipwayError
 from bundle.folder import MANIFEST
 from serving import catalogue
@@ -56,6 +57,7 @@ class Finding:
 def look_over(settings: Settings) -> Iterator[Finding]:
     """Looks at everything that can be seen without starting anything, one finding each."""
     yield from _packages()
+    yield from _device(settings)
     models: dict[str, ServedModel] = {}
     try:
         models = catalogue.load(
@@ -130,6 +132,18 @@ def _packages() -> Iterator[Finding]:
             "bad", "packages", f"numpy {found['numpy']} breaks Triton's python backend", "install numpy below 2"
         )
     yield Finding("good", "packages", ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def _device(settings: Settings) -> Iterator[Finding]:
+    if settings.device == "gpu" and settings.engine == "onnx":
+        import onnxruntime as ort
+
+        missing = missing_for_gpu(ort.__version__, ort.get_available_providers())
+        if missing:
+            mend = "serve with SLIPWAY_DEVICE=cpu, or where there is a GPU"
+            yield Finding("bad", "device", f"no GPU can be used here: {'; '.join(missing)}", mend)
+        else:
+            yield Finding("good", "device", "a GPU can be used")
 
 
 def _clock(folder: Path, models: dict[str, ServedModel]) -> Iterator[Finding]:

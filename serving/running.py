@@ -5,12 +5,16 @@ of it. A plan that was measured on another machine is foreign: the form that it 
 proved, but its sessions, threads and batching fall back to the defaults, and the start says so. With Triton the number
 of instances stands in the model repository, so that is what `export` wrote it with; the script there also looks whether
 it is at home before it takes the plan's threads.
+
+On a GPU no plan is followed, as plans are of a processor's cores, and integer forms give way to float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from bundle.device import Device
 from bundle.machine import cores
 from bundle.manifest import Manifest
 from bundle.plan import planned, this_machine, why_foreign
@@ -35,6 +39,8 @@ class Running:
         batch_tokens: padded tokens in one engine call.
         told: where this comes from, as a sentence; empty where there is nothing to tell.
         foreign: whether there is a plan, for another machine.
+        device: what it is computed on (engine onnx).
+        engines: folder for what a GPU's runtime builds for this graph alone; None keeps nothing.
     """
 
     form: str
@@ -45,6 +51,8 @@ class Running:
     batch_tokens: int = BATCH_TOKENS
     told: str = ""
     foreign: bool = False
+    device: Device = "cpu"
+    engines: Path | None = None
 
 
 def at_engine(how: Running, parallel: int, max_tokens: int) -> int:
@@ -65,6 +73,8 @@ def as_published(manifest: Manifest) -> Running:
 
 def running(manifest: Manifest, settings: Settings) -> Running:
     """How a model is run here, under these settings."""
+    if settings.device == "gpu":
+        return on_gpu(manifest, settings)
     here = this_machine()
     choice = planned(manifest, None if settings.aim == "none" else settings.aim)
     form = choice.artifact if choice else manifest.published
@@ -96,3 +106,22 @@ def running(manifest: Manifest, settings: Settings) -> Running:
     if left_aside:
         told += f"; {' and '.join(left_aside)} as set by the user"
     return Running(form, sessions, threads, windows, by_length, tokens, told)
+
+
+def on_gpu(manifest: Manifest, settings: Settings) -> Running:
+    """How a model is run on a GPU: the published form, or the best float32 one in the place of an integer one."""
+    form, told = manifest.published, ""
+    if manifest.artifacts[form].precision not in ("fp16", "fp32"):
+        exact = [name for name in manifest.servable if manifest.artifacts[name].precision == "fp32"]
+        if exact:
+            # The last that export made is the one with the fewest operators.
+            form = exact[-1]
+            told = (
+                f"{manifest.published} has integer products, which are a processor's; {form} is run on the GPU. "
+                "`python -m export run --device gpu` makes half precision"
+            )
+    sessions = settings.sessions or 1
+    threads = max(1, (settings.threads or cores()) // sessions)
+    engines = settings.tensorrt_cache / manifest.artifacts[form].sha256[:16]
+    tokens = settings.batch_tokens or BATCH_TOKENS
+    return Running(form, sessions, threads, batch_tokens=tokens, told=told, device="gpu", engines=engines)

@@ -134,6 +134,15 @@ class Settings(BaseSettings):
     aim: Literal["throughput", "latency", "none"] = Field(
         "throughput", description="What a bundle's plan is followed for; none leaves plans aside."
     )
+    device: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="What models run on. gpu: with engine onnx TensorRT or CUDA through onnxruntime-gpu, refused where "
+        "that is missing; of a Triton its files say so. Plans, which are a processor's, are then left aside.",
+    )
+    tensorrt_cache: Path = Field(
+        Path("artifacts/tensorrt"),
+        description="Folder for what TensorRT builds for a graph, which takes it minutes (device gpu, engine onnx).",
+    )
     threads: int = Field(
         0, ge=0, description="Threads (intra-op) of one model, shared by its sessions; 0: as planned, or all cores."
     )

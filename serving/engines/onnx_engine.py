@@ -22,6 +22,7 @@ import onnxruntime as ort
 
 from bundle.batching import groups, taken
 from bundle.decode import FloatArray
+from bundle.device import check_opened, providers, require_gpu
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineUnavailable
 from serving.catalogue import ServedModel
@@ -96,13 +97,17 @@ class _Loaded:
         options.log_severity_level = 3
         # A session of one thread has no pool of its own: it computes in the threads that call it, several at a time.
         copies = 1 if how.threads == 1 else how.sessions
+        available = ort.get_available_providers()
+        if how.device == "gpu":
+            require_gpu(ort.__version__, available)
+        chosen = providers(how.device, model.artifact.precision, available, how.engines)
         try:
-            opened = [
-                ort.InferenceSession(str(model.graph), options, providers=["CPUExecutionProvider"])
-                for _ in range(copies)
-            ]
+            if how.engines:
+                how.engines.mkdir(parents=True, exist_ok=True)
+            opened = [ort.InferenceSession(str(model.graph), options, providers=chosen) for _ in range(copies)]
         except Exception as error:  # ONNX Runtime raises many kinds, all meaning: not a graph that it can run
             raise BundleError(f"{model.graph}: ONNX Runtime cannot load it: {error}") from error
+        check_opened(how.device, opened[0].get_providers())
         self.outputs = outputs_of(model)
         for kind, here, wanted in (
             ("inputs", opened[0].get_inputs(), [tensor.name for tensor in model.manifest.signature.inputs]),
@@ -313,5 +318,8 @@ class OnnxEngine:
 
     def describe(self) -> str:
         hows = {item.model.name: item.model.running for item in self._loaded.values()}
-        told = ", ".join(f"{name} {how.sessions}×{how.threads}" for name, how in hows.items())
+        told = ", ".join(
+            f"{name} {how.sessions}×{how.threads}" + (" on a GPU" if how.device == "gpu" else "")
+            for name, how in hows.items()
+        )
         return f"ONNX Runtime {ort.__version__} in this process, sessions × threads: {told}"
