@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bundle.device import Device as DeviceHere
     from bundle.folder import Bundle
     from bundle.manifest import Aim, Artifact, Vocabulary
     from export.gate import DevSplit, Tolerance
@@ -36,6 +38,7 @@ class Step(StrEnum):
     FUSE = "fuse"
     POOLING = "pooling"
     TO_INT8 = "to_int8"
+    TO_FP16 = "to_fp16"
     GATE = "gate"
     PLAN = "plan"
     TO_TRITON = "to_triton"
@@ -98,10 +101,25 @@ class WordTable(StrEnum):
 
 
 class Device(StrEnum):
-    """Where the model will run."""
+    """Where the model will run: here, or on a GPU that this machine has not."""
 
     CPU = "cpu"
     GPU = "gpu"
+    GPU_ELSEWHERE = "gpu-elsewhere"
+
+
+@dataclass(frozen=True)
+class Triton:
+    """What the step `to_triton` is told; see `export.to_triton.write_repository`."""
+
+    repository: Path
+    backend: Flavour
+    instances: int | None
+    threads: int | None
+    aim: Aim | None
+    response_cache: bool
+    gpu: bool
+    buckets: tuple[int, ...] | None
 
 
 # What each step reads and adds; those that are not in `WRITES` write no artifact.
@@ -111,7 +129,8 @@ READS = {
     Step.FUSE: "onnx_fp32",
     Step.POOLING: "onnx_fused and the dev rows",
     Step.TO_INT8: "onnx_fused and the calibration rows",
-    Step.GATE: "onnx_fused, onnx_int8 and the dev rows",
+    Step.TO_FP16: "onnx_fused and the dev rows",
+    Step.GATE: "onnx_fused, onnx_int8 (for a GPU: onnx_fp16) and the dev rows",
     Step.PLAN: "what may be served and the dev rows",
     Step.TO_TRITON: "the published artifact and the plan",
 }
@@ -120,6 +139,15 @@ WRITES = {
     Step.TO_ONNX: "onnx_fp32",
     Step.FUSE: "onnx_fused",
     Step.TO_INT8: "onnx_int8",
+    Step.TO_FP16: "onnx_fp16",
+}
+# What only one of the two devices has use for: integer kernels and plans of its cores are the processor's.
+ONLY_CPU, ONLY_GPU = (Step.TO_INT8, Step.PLAN), (Step.TO_FP16,)
+# What to do after a whole run.
+NEXT = {
+    Device.CPU: "make serve",
+    Device.GPU: "SLIPWAY_DEVICE=gpu make serve ENGINE=onnx, or Triton with this repository",
+    Device.GPU_ELSEWHERE: "give bundle and repository to the machine with the GPU",
 }
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -130,6 +158,7 @@ EXAMPLES = """[bold]Examples[/bold]
   python -m export gate artifacts/news
   python -m export run artifacts/news --only to_int8 --scheme static --calibration percentile
   python -m export run artifacts/news --backend onnxruntime --repository /srv/models
+  python -m export run artifacts/news --device gpu-elsewhere --backend onnxruntime --repository /srv/models
 """
 
 
@@ -139,6 +168,13 @@ def run(
     only: Annotated[Step | None, typer.Option(help="Run one step alone.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Repeat steps whose result is up to date.")] = False,
     backend: Annotated[Backend, typer.Option(help="onnxruntime is for NVIDIA's container.")] = Backend.PYTHON,
+    buckets: Annotated[
+        str,
+        typer.Option(
+            help="Lengths of windows that have a Triton model each, in tokens with commas, or none; default: with "
+            "--backend onnxruntime the longest window, half and a quarter of it, and none without."
+        ),
+    ] = "",
     repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
     instances: Annotated[
         int | None, typer.Option(min=1, help="Model instances in Triton; default: the plan's, or 1.")
@@ -189,7 +225,11 @@ def run(
         WordTable | None, typer.Option(help="How the INT8 graph keeps its word table; default: the recipe's, or fp32.")
     ] = None,
     device: Annotated[
-        Device, typer.Option(help="gpu is checked and refused where it is missing; not built yet.")
+        Device,
+        typer.Option(
+            help="gpu: half precision, proved on a GPU of this machine and refused where there is none; gpu-elsewhere: "
+            "the same, proved on this processor, for a server that has one."
+        ),
     ] = Device.CPU,
     dev_rows: Annotated[int, typer.Option(min=0, help="Measure on so many dev rows, evenly spread; 0: all.")] = 400,
 ) -> None:
@@ -209,23 +249,22 @@ def run(
         if device is Device.GPU:
             from export.gpu import require_gpu
 
-            providers = ", ".join(require_gpu())
-            journal.say(
-                f"A GPU can be used here ({providers}), but this version exports for the CPU alone: going on so"
-            )
+            require_gpu()
         asked = {"scheme": scheme, "calibration": calibration, "weight_scales": weight_scales, "embeddings": embeddings}
         bundle, dev, tolerance, how = _open(root, dev_rows, max_drop, min_agreement, asked)
         words = _words(bundle, vocabulary, corpus)
         journal.say(f"{bundle.name}: {root} ({bundle.manifest.made.architecture}); the libraries' words go to {log}")
-        written = (repository, platform, instances, threads, _aim(aim), response_cache)
-        for step in [only] if only else [step for step in Step if not (no_plan and step is Step.PLAN)]:
-            bundle = _step(step, bundle, journal, dev, tolerance, how, words, force, written)
+        for_gpu, lengths = device is not Device.CPU, _buckets(buckets)
+        triton = Triton(repository, platform, instances, threads, _aim(aim), response_cache, for_gpu, lengths)
+        left_out = {*(ONLY_GPU if device is Device.CPU else ONLY_CPU), *([Step.PLAN] if no_plan else [])}
+        for step in [only] if only else [step for step in Step if step not in left_out]:
+            bundle = _step(step, bundle, journal, dev, tolerance, how, words, force, triton, device)
     except SlipwayError as error:
         _complain(console, error)
         if log.is_file():
             console.print(f"What the libraries said: {log}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    following = "make serve" if bundle.manifest.published else f"python -m export run {folder}"
+    following = NEXT[device] if bundle.manifest.published else f"python -m export run {folder}"
     journal.say(f"Done in {time.perf_counter() - start:.1f} s. Next: {following}")
 
 
@@ -283,6 +322,21 @@ def _words(bundle: Bundle, asked: Vocabularies | None, corpus: Path | None) -> t
     return ("corpus" if wanted == "corpus" else "all"), corpus
 
 
+def _buckets(asked: str) -> tuple[int, ...] | None:
+    """The lengths that were asked for; None where none were said.
+
+    Raises:
+        ExportError: they are no numbers.
+    """
+    from bundle.errors import ExportError
+
+    if asked in ("", "none"):
+        return () if asked else None
+    if not all(part.strip().isdecimal() for part in asked.split(",")):
+        raise ExportError(f"--buckets {asked}: lengths are whole numbers with commas, such as 32,64, or it is none")
+    return tuple(int(part) for part in asked.split(","))
+
+
 def _step(
     step: Step,
     bundle: Bundle,
@@ -292,18 +346,21 @@ def _step(
     how: How,
     words: tuple[Vocabulary, Path | None],
     force: bool,
-    triton: tuple[Path, Flavour, int | None, int | None, Aim | None, bool],
+    triton: Triton,
+    device: Device,
 ) -> Bundle:
     """Runs one step and tells what it read, wrote, measured and how long it took."""
     from export.fuse import fuse
-    from export.gate import gate
+    from export.gate import FP16, INT8, gate
     from export.pooling import pooling
+    from export.to_fp16 import to_fp16
     from export.to_int8 import to_int8
     from export.to_onnx import to_onnx
     from export.to_static import to_static
 
     journal.console.print(f"[bold cyan]{step.value}[/bold cyan] reads {READS[step]}", highlight=False)
     start = time.perf_counter()
+    proved_on: DeviceHere = "gpu" if device is Device.GPU else "cpu"
     before = bundle.manifest.artifacts.get(WRITES.get(step, ""))
     plain: dict[Step, Callable[..., Bundle]] = {
         Step.TO_STATIC: to_static,
@@ -317,22 +374,26 @@ def _step(
         bundle = pooling(bundle, journal, dev, force=force)
     elif step is Step.TO_INT8:
         bundle = to_int8(bundle, journal, dev, tolerance, how, force=force)
+    elif step is Step.TO_FP16:
+        bundle = to_fp16(bundle, journal, dev, tolerance, proved_on, force=force)
     elif step is Step.GATE:
-        bundle = gate(bundle, journal, dev, tolerance, force=force)
+        form = INT8 if device is Device.CPU else FP16
+        bundle = gate(bundle, journal, dev, tolerance, form=form, device=proved_on, force=force)
     elif step is Step.PLAN:
         bundle = _brief_plan(bundle, journal, force)
     else:
         from export.to_triton import write_repository
 
-        repository, backend, instances, threads, aim, cache = triton
         written = write_repository(
             bundle,
-            repository,
-            backend=backend,
-            instances=instances,
-            threads=threads,
-            aim=aim,
-            response_cache=cache,
+            triton.repository,
+            backend=triton.backend,
+            instances=triton.instances,
+            threads=triton.threads,
+            aim=triton.aim,
+            response_cache=triton.response_cache,
+            gpu=triton.gpu,
+            buckets=triton.buckets,
         )
         journal.say(f"    writes {written}")
     after = bundle.manifest.artifacts.get(WRITES.get(step, ""))
@@ -389,10 +450,9 @@ def make_plan(
         wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle)
         bundle = plan(bundle, journal, wish, force=force)
         if (repository / bundle.name / "config.pbtxt").is_file():
-            from export.to_triton import chosen_before, write_repository
+            from export.to_triton import chosen_before, write_again
 
-            backend, cache = chosen_before(repository, bundle.name)
-            written = write_repository(bundle, repository, backend=backend, aim=_aim(aim), response_cache=cache)
+            written = write_again(bundle, repository, chosen_before(repository, bundle.name), _aim(aim))
             journal.say(f"    {written} follows it ({aim.value})")
     except SlipwayError as error:
         _complain(console, error)
@@ -433,14 +493,13 @@ def version(
 
     from bundle.errors import SlipwayError
     from bundle.folder import open_bundle
-    from export.to_triton import chosen_before, write_repository
+    from export.to_triton import chosen_before, write_again
     from export.versions import keep
 
     console = Console()
     try:
         version = keep(open_bundle(bundle_folder(folder), verify=False))
-        backend, cache = chosen_before(repository, version.name)
-        written = write_repository(version, repository, backend=backend, aim=_aim(aim), response_cache=cache)
+        written = write_again(version, repository, chosen_before(repository, version.name), _aim(aim))
     except SlipwayError as error:
         _complain(console, error)
         raise typer.Exit(1) from error
@@ -505,7 +564,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder th
 
 @app.command()
 def gate(folder: Annotated[Path, typer.Argument(help="A bundle, or the folder that holds it as bundle/.")]) -> None:
-    """Prints what the gate found when it last judged INT8: classes, lengths, changed rows, layers."""
+    """Prints what the gate found when it last judged the smaller form: classes, lengths, changed rows, layers."""
     from rich.console import Console
 
     from bundle.errors import SlipwayError

@@ -6,6 +6,8 @@ model comes from ``config.pbtxt``, which was written from the manifest.
 Triton hands over the calls that its batcher put together. Calls are of different lengths (ragged), so windows of
 like length are padded together, computed together, and cut apart again. Where the graph is not batch-invariant
 (dynamic quantization), each window is computed alone and at its true length: its answer must not depend on traffic.
+Where the configuration fixes the length of windows (`bundle.buckets`), the padding is taken off again before they are
+computed. On a GPU, ONNX Runtime's CUDA provider computes (`bundle.device`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import triton_python_backend_utils as pb_utils
 
 # Padded tokens over real tokens of a group, at most: padding is computed for nothing.
 PADDING_BOUND = 1.25
+CUDA = "CUDAExecutionProvider"
 
 
 def _cpu() -> str:
@@ -66,7 +69,18 @@ class TritonPythonModel:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        on_gpu = args["model_instance_kind"] == "GPU"
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if on_gpu:
+            # float32 is to stay float32, and memory is not to double for each new length.
+            cuda = {"use_tf32": 0, "arena_extend_strategy": "kSameAsRequested"}
+            providers.insert(0, (CUDA, {"device_id": args["model_instance_device_id"], **cuda}))
+        self.session = ort.InferenceSession(str(graph), options, providers=providers)
+        if on_gpu and CUDA not in self.session.get_providers():
+            raise pb_utils.TritonModelException(
+                f"{config['name']} is meant for a GPU, and onnxruntime {ort.__version__} of this stub opens it with "
+                f"{', '.join(self.session.get_providers())} alone"
+            )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         # Per call and input: int64 (windows, tokens).

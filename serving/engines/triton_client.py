@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -17,11 +18,13 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
+from bundle.buckets import PARAMETER, bucket_names, read
 from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineTimeout, EngineUnavailable
 from serving.catalogue import ServedModel
 from serving.engines import STATISTICS, feeds, outputs_of
+from serving.engines.triton_buckets import joined, split
 from serving.tracing import outgoing
 
 # Seconds that a question about readiness may take.
@@ -41,6 +44,8 @@ _CHANNEL = [
 ]
 _TYPES = {"int64": "INT64", "int32": "INT32"}
 
+T = TypeVar("T")
+
 
 class Gone(EngineUnavailable):
     """The connection is refused or broke."""
@@ -52,6 +57,29 @@ class Failed(EngineUnavailable):
 
 class Missing(EngineUnavailable):
     """The server is there, and has not loaded the model: it is stopping, say, or somebody unloaded it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a server has loaded of a model.
+
+    Attributes:
+        rows: most windows of one call.
+        instances: computations that it does at the same time; of length buckets, which share its cores, those of one.
+        buckets: lengths of windows that have a model each, ascending, in tokens; none where one model takes all.
+    """
+
+    rows: int
+    instances: int
+    buckets: tuple[int, ...] = ()
+
+    def names(self, model: ServedModel) -> list[str]:
+        """What Triton calls the models that answer for this one."""
+        return list(bucket_names(model.triton_name, self.buckets).values()) if self.buckets else [model.triton_name]
+
+
+# Of a model that was not looked at yet.
+UNKNOWN = Loaded(1, 1)
 
 
 class TritonClient:
@@ -71,39 +99,57 @@ class TritonClient:
         """Ends the connection; calls under way raise `Gone`."""
         await self._client.close()
 
-    async def infer(self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray) -> tuple[FloatArray, ...]:
-        """As `Engine.infer`.
+    async def infer(
+        self, model: ServedModel, input_ids: IntArray, token_type_ids: IntArray, loaded: Loaded = UNKNOWN
+    ) -> tuple[FloatArray, ...]:
+        """As `Engine.infer`; windows go to the length buckets that hold them, at the same time.
 
         Raises:
             Gone, Missing, Failed: it may be asked again.
             EngineUnavailable, EngineTimeout: asking again would not help.
         """
+        if not loaded.buckets:
+            return await self._infer(model, model.triton_name, input_ids, token_type_ids)
+        names = bucket_names(model.triton_name, loaded.buckets)
+        parts = split(input_ids, token_type_ids, model.manifest.text.pad_id, loaded.buckets)
+        asked = [self._infer(model, names[part.tokens], part.input_ids, part.token_type_ids) for part in parts]
+        return joined(parts, await _all(asked), *input_ids.shape)
+
+    async def _infer(
+        self, model: ServedModel, name: str, input_ids: IntArray, token_type_ids: IntArray
+    ) -> tuple[FloatArray, ...]:
         inputs = []
-        for tensor, (name, values) in zip(
+        for tensor, (input_name, values) in zip(
             model.manifest.signature.inputs, feeds(model, input_ids, token_type_ids).items(), strict=True
         ):
-            item = triton.InferInput(name, list(values.shape), _TYPES[tensor.dtype])
+            item = triton.InferInput(input_name, list(values.shape), _TYPES[tensor.dtype])
             item.set_data_from_numpy(values.astype(tensor.dtype, copy=False))
             inputs.append(item)
         outputs = outputs_of(model)
         with outgoing("triton ModelInfer") as headers, self._told():
             result = await self._client.infer(
-                model.triton_name,
+                name,
                 inputs,
                 model_version=str(model.version),
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                outputs=[triton.InferRequestedOutput(output) for output in outputs],
                 headers=headers,
                 client_timeout=self._timeout,
             )
-        return tuple(np.asarray(result.as_numpy(name), dtype=np.float32) for name in outputs)
+        return tuple(np.asarray(result.as_numpy(output), dtype=np.float32) for output in outputs)
 
-    async def lacking(self, models: Sequence[ServedModel]) -> dict[str, str]:
+    async def lacking(
+        self, models: Sequence[ServedModel], loaded: Callable[[ServedModel], Loaded] = lambda model: UNKNOWN
+    ) -> dict[str, str]:
         """The models that the server cannot answer for, by id, and why.
+
+        Args:
+            loaded: what is known of a model from before, for its length buckets.
 
         Raises:
             EngineError: it does not answer.
         """
-        answers = await asyncio.gather(*map(self._is_ready, models), return_exceptions=True)
+        asked = (self._is_ready(model, loaded(model)) for model in models)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
@@ -113,71 +159,105 @@ class TritonClient:
             if not answer
         }
 
-    async def _is_ready(self, model: ServedModel) -> Any:
+    async def _is_ready(self, model: ServedModel, loaded: Loaded) -> bool:
         with self._told():
-            name, version = model.triton_name, str(model.version)
-            return await self._client.is_model_ready(name, version, client_timeout=READY_SECONDS)
+            for name in loaded.names(model):
+                if not await self._client.is_model_ready(name, str(model.version), client_timeout=READY_SECONDS):
+                    return False
+        return True
 
     async def load(self, model: ServedModel, seconds: float) -> None:
-        """Has the server load a model, which may take so many seconds.
+        """Has the server load a model and its length buckets, each of which may take so many seconds.
 
         Raises:
             BundleError: it cannot, or takes no models while it runs.
             EngineError: it does not answer.
         """
+        await self._load(model.triton_name, seconds)
         try:
-            await self._client.load_model(model.triton_name, client_timeout=seconds)
+            # Which buckets there are stands in what was loaded.
+            for name in Loaded(1, 1, _buckets_of(await self._config(model, model.triton_name))).names(model):
+                if name != model.triton_name:
+                    await self._load(name, seconds)
+        except BaseException:
+            with contextlib.suppress(InferenceServerException):
+                await self._client.unload_model(model.triton_name, client_timeout=READY_SECONDS)
+            raise
+
+    async def _load(self, name: str, seconds: float) -> None:
+        try:
+            await self._client.load_model(name, client_timeout=seconds)
         except InferenceServerException as error:
             message = str(error.message() or "")
             if "not allowed" in message:
                 raise BundleError(
                     "this Triton takes no models while it runs; start it with --model-control-mode=explicit "
-                    f"--load-model=*, or restart it with {model.triton_name} in its repository"
+                    f"--load-model=*, or restart it with {name} in its repository"
                 ) from error
             if str(error.status() or "").endswith(("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")):
                 raise self._translated(error) from error
             # What follows the first line is where in a script it happened.
-            raise BundleError(f"Triton cannot load {model.triton_name}: {message.partition(chr(10))[0]}") from error
+            raise BundleError(f"Triton cannot load {name}: {message.partition(chr(10))[0]}") from error
 
-    async def unload(self, model: ServedModel, seconds: float) -> None:
-        """Has the server let go of a model, which may take so many seconds.
-
-        Raises:
-            EngineError: it does not answer.
-        """
-        with self._told():
-            await self._client.unload_model(model.triton_name, client_timeout=seconds)
-
-    async def statistics(self, model: ServedModel) -> dict[str, float]:
-        """As `Engine.statistics`, of one model.
+    async def unload(self, model: ServedModel, seconds: float, loaded: Loaded = UNKNOWN) -> None:
+        """Has the server let go of a model and its length buckets, each of which may take so many seconds.
 
         Raises:
             EngineError: it does not answer.
         """
         with self._told():
-            name, version = model.triton_name, str(model.version)
-            found = await self._client.get_inference_statistics(name, version, client_timeout=READY_SECONDS)
-        (told,) = found.model_stats
-        sums = told.inference_stats
-        parts = (sums.queue, sums.compute_input, sums.compute_infer, sums.compute_output)
-        counts = (sums.success.count, told.execution_count, told.inference_count)
-        seconds = [part.ns / 1e9 for part in parts]
-        return dict(zip(STATISTICS, (*counts, *seconds), strict=True))
+            for name in loaded.names(model):
+                await self._client.unload_model(name, client_timeout=seconds)
 
-    async def check(self, model: ServedModel) -> tuple[int, int]:
+    async def statistics(self, model: ServedModel, loaded: Loaded = UNKNOWN) -> dict[str, float]:
+        """As `Engine.statistics`, of one model; with length buckets, of all of them together.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+        found = dict.fromkeys(STATISTICS, 0.0)
+        for name in loaded.names(model):
+            with self._told():
+                answer = await self._client.get_inference_statistics(
+                    name, str(model.version), client_timeout=READY_SECONDS
+                )
+            (told,) = answer.model_stats
+            sums = told.inference_stats
+            parts = (sums.queue, sums.compute_input, sums.compute_infer, sums.compute_output)
+            counts = (sums.success.count, told.execution_count, told.inference_count)
+            for key, value in zip(STATISTICS, (*counts, *(part.ns / 1e9 for part in parts)), strict=True):
+                found[key] += value
+        return found
+
+    async def check(self, model: ServedModel) -> Loaded:
         """Compares what the server has loaded with the manifest.
-
-        Returns:
-            the most windows of one call, and how many computations it does at the same time.
 
         Raises:
             BundleError: it has loaded something else.
             EngineError: it does not answer.
         """
+        config = await self._config(model, model.triton_name)
+        buckets = _buckets_of(config)
+        found = [self._compared(model, config, buckets[-1] if buckets else 0)]
+        for tokens, name in bucket_names(model.triton_name, buckets).items() if buckets else ():
+            if name != model.triton_name:
+                try:
+                    found.append(self._compared(model, await self._config(model, name), tokens))
+                except Missing as missing:
+                    raise Missing(f"Triton has not loaded {name}, a length bucket of {model.name!r}") from missing
+        return Loaded(min(rows for rows, _ in found), min(instances for _, instances in found), buckets)
+
+    async def _config(self, model: ServedModel, name: str) -> Any:
         with self._told():
-            name, version = model.triton_name, str(model.version)
-            answer = await self._client.get_model_config(name, version, client_timeout=self._timeout)
-        config = answer.config
+            answer = await self._client.get_model_config(name, str(model.version), client_timeout=self._timeout)
+        return answer.config
+
+    def _compared(self, model: ServedModel, config: Any, tokens: int) -> tuple[int, int]:
+        """Most windows of one call, and computations at the same time, of one model that was loaded.
+
+        Args:
+            tokens: of the windows that it must take; 0 for all lengths.
+        """
         graph = config.parameters["graph_sha256"].string_value if "graph_sha256" in config.parameters else ""
         if graph and graph != model.artifact.sha256:
             raise BundleError(
@@ -191,6 +271,9 @@ class TritonClient:
             found, named = [item.name for item in here], [tensor.name for tensor in wanted]
             if found != named:
                 raise BundleError(f"Triton's {model.name!r} has {kind} {found}, bundle.json says {named}")
+        dims = [list(item.dims) for item in config.input]
+        if tokens and dims != [[tokens]] * len(dims):
+            raise BundleError(f"Triton's {config.name!r} takes windows of {dims}, its length bucket is {tokens} tokens")
         # A group has its count on each of its GPUs.
         instances = sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
         return max(1, int(config.max_batch_size)), max(1, int(instances))
@@ -223,3 +306,20 @@ class TritonClient:
         if status.endswith(("UNAVAILABLE", "CANCELLED")):
             return Gone(self._away() or "Triton does not answer")
         return Failed("Triton failed to compute the answer")
+
+
+def _buckets_of(config: Any) -> tuple[int, ...]:
+    """The length buckets that a model's configuration names, ascending, in tokens."""
+    return read(config.parameters[PARAMETER].string_value) if PARAMETER in config.parameters else ()
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Makes calls at the same time; the first that fails ends the others, and its error is raised."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

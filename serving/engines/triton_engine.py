@@ -20,8 +20,8 @@ from bundle.errors import BundleError, EngineError, EngineUnavailable
 from serving.catalogue import ServedModel
 from serving.engines import Watcher
 from serving.engines.endpoints import Endpoint, Lost, Pool
-from serving.engines.triton_client import Failed, Gone, Missing, TritonClient
-from serving.engines.triton_repository import check_repository
+from serving.engines.triton_client import UNKNOWN, Failed, Gone, Loaded, Missing, TritonClient
+from serving.engines.triton_repository import check_repository, models_in
 from serving.supervisor import Supervisor
 
 log = logging.getLogger("slipway.triton")
@@ -77,8 +77,8 @@ class TritonEngine:
         self.watcher: Watcher | None = None  # Triton counts its computations itself
         # Calls that were asked a second time since the start.
         self.repeated = 0
-        # Computations that a server does of a model at the same time.
-        self._instances: dict[tuple[Endpoint, str], int] = {}
+        # What a server has loaded of a model.
+        self._loaded: dict[tuple[Endpoint, str], Loaded] = {}
 
     async def start(self, models: Sequence[ServedModel]) -> None:
         self._models = {model.id: model for model in models}
@@ -86,7 +86,7 @@ class TritonEngine:
             for model in models:
                 await asyncio.to_thread(check_repository, model, self.supervisor.repository)
             self.supervisor.lost = self.pool.endpoints[0].out
-            await self.supervisor.start([model.triton_name for model in models])
+            await self.supervisor.start(self._names())
             self._own = set(self._models)
         await self._first_up()
 
@@ -120,7 +120,8 @@ class TritonEngine:
         self._tell_supervisor()
         if model.id in self._own:
             for endpoint in self._up():
-                await (await self._connected(endpoint)).unload(model, self._start_seconds)
+                client = await self._connected(endpoint)
+                await client.unload(model, self._start_seconds, self._known(endpoint, model))
             self._own.discard(model.id)
 
     async def stop(self) -> None:
@@ -185,7 +186,7 @@ class TritonEngine:
             for model in list(self._models.values()):
                 with contextlib.suppress(EngineError):
                     sums = found.setdefault(model.name, {})
-                    for name, value in (await client.statistics(model)).items():
+                    for name, value in (await client.statistics(model, self._known(endpoint, model))).items():
                         sums[name] = sums.get(name, 0.0) + value
         return found
 
@@ -193,7 +194,8 @@ class TritonEngine:
         return self._rows.get(model.id, 1)
 
     def parallel(self, model: ServedModel) -> int:
-        return max(1, sum(self._instances.get((item, model.id), 0) for item in self._up()))
+        found = (self._loaded.get((item, model.id)) for item in self._up())
+        return max(1, sum(loaded.instances for loaded in found if loaded))
 
     def describe(self) -> str:
         if self.supervisor:
@@ -227,9 +229,10 @@ class TritonEngine:
             EngineUnavailable, EngineTimeout: asking again would not help.
         """
         client = await self._connected(endpoint)
+        loaded = self._known(endpoint, model)
         endpoint.asks(model.id)
         try:
-            found = await endpoint.run(input_ids.size, client.infer(model, input_ids, token_type_ids))
+            found = await endpoint.run(input_ids.size, client.infer(model, input_ids, token_type_ids, loaded))
         except Gone as gone:
             # Of an older connection this says nothing about the server that is there now.
             if self._clients.get(endpoint) is client:
@@ -407,7 +410,8 @@ class TritonEngine:
         """What it lacks; no answer is none only if no call was answered in the meantime either."""
         begun = asyncio.get_running_loop().time()
         try:
-            found = await (await self._connected(endpoint)).lacking(list(self._models.values()))
+            client = await self._connected(endpoint)
+            found = await client.lacking(list(self._models.values()), lambda model: self._known(endpoint, model))
         except EngineError as error:
             if endpoint.heard > begun and not isinstance(error, Gone):
                 return dict(endpoint.lacking)
@@ -422,16 +426,25 @@ class TritonEngine:
             await client.load(model, self._start_seconds)
             self._own.add(model.id)
 
+    def _names(self) -> list[str]:
+        """What the Triton here loads."""
+        assert self.supervisor
+        repository = self.supervisor.repository
+        return [name for model in self._models.values() for name in models_in(model, repository)]
+
     def _tell_supervisor(self) -> None:
         if self.supervisor:
-            self.supervisor.models = [model.triton_name for model in self._models.values()]
+            self.supervisor.models = self._names()
 
     async def _check_model(self, endpoint: Endpoint, model: ServedModel) -> None:
         """Compares what a server has loaded with the manifest."""
-        rows, instances = await (await self._connected(endpoint)).check(model)
-        self._instances[endpoint, model.id] = instances
+        loaded = self._loaded[endpoint, model.id] = await (await self._connected(endpoint)).check(model)
         # Of several servers the smallest counts, since a call may go to any of them.
-        self._rows[model.id] = min(self._rows.get(model.id, rows), rows)
+        self._rows[model.id] = min(self._rows.get(model.id, loaded.rows), loaded.rows)
+
+    def _known(self, endpoint: Endpoint, model: ServedModel) -> Loaded:
+        """What a server had loaded of a model when it was last looked at."""
+        return self._loaded.get((endpoint, model.id), UNKNOWN)
 
 
 def _short(path: Path) -> str:

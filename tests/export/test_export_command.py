@@ -101,3 +101,20 @@ def test_gate_prints_the_last_judgement_again(copied: Copy) -> None:
     (bundle.root / "gate.json").unlink()
     answer = export("gate", str(bundle.root.parent))
     assert answer.returncode == 1 and "no report yet" in answer.stdout
+
+
+@pytest.mark.slow
+def test_buckets_are_lengths_with_commas_or_none(copied: Copy, tmp_path: Path) -> None:
+    # What INT8 became depends on the machine; dynamic quantization can have no buckets.
+    bundle = copied("bert-classes").publish("onnx_fused")
+    words = ("run", str(bundle.root), "--only", "to_triton", "--backend", "onnxruntime")
+    words += ("--repository", str(tmp_path / "models"))
+    for asked, added in ((("--buckets", "12, 24"), {"_12", "_24"}), ((), {"_16"}), (("--buckets", "none"), set())):
+        answer = export(*words, *asked)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert {path.parent.name for path in tmp_path.glob("models/*/config.pbtxt")} == {
+            bundle.name,
+            *(bundle.name + tokens for tokens in added),
+        }
+    answer = export(*words, "--buckets", "short")
+    assert answer.returncode == 1 and "lengths are whole numbers with commas" in answer.stdout
