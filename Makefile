@@ -52,6 +52,8 @@ evaluate: $(READY) ## every form of RECIPE on its whole test split, and the TF-I
 bench: $(READY) ## every form of RECIPE side by side, with ARGS=--references others too; writes docs/bench/
 	@$(PY) -m export.bench $(MODEL)/bundle $(ARGS)
 
+openvino: $(VENV)/.openvino ## optional: OpenVINO in .venv, as a runtime that `make plan` may choose (0.2 GB)
+
 references: $(REFERENCES:%=.venv-references/%/.ready) ## optional: PyTorch, optimum, OpenVINO for the bench (1.8 GB)
 
 stages: $(READY) ## where a request's time goes: RECIPE's model over HTTP beside the bare engine; writes docs/bench/
@@ -134,6 +136,11 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	done; \
 	touch $(READY); echo "setup: done in $$((SECONDS - started)) s"
 
+# Beside what is there already, and in the same versions.
+$(VENV)/.openvino: $(READY) requirements/openvino.txt
+	@$(PY) -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements/openvino.txt
+	@touch $@
+
 # One that cannot be installed is told and is no hindrance for the others: `make -k`, or REFERENCES=openvino.
 .venv-references/%/.ready: requirements/references-%.txt
 	@echo "setup: .venv-references/$* with $$(grep -c == $<) pinned packages"
@@ -150,4 +157,4 @@ $(READY): requirements/cpu.txt requirements/triton-server.txt
 	@.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	@touch $@
 
-.PHONY: finetune export plan serve evaluate bench references stages loadtest chaos soak report claims efficiency tables test test-unit properties fuzz audit check recipes setup lock clean help
+.PHONY: finetune export plan serve evaluate bench openvino references stages loadtest chaos soak report claims efficiency tables test test-unit properties fuzz audit check recipes setup lock clean help

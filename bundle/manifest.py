@@ -29,6 +29,8 @@ Vocabulary = Literal["all", "corpus"]
 Embeddings = Literal["fp32", "fp16", "int8"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Aim = Literal["throughput", "latency"]
+# What computes a graph; Paddle Inference is only ever measured, as serving runs without Paddle.
+Runtime = Literal["onnxruntime", "openvino", "paddle-inference"]
 DType = Literal["int64", "int32", "float32", "float16"]
 
 
@@ -262,6 +264,7 @@ class Setup(Frozen):
     """One way to run a model on a machine.
 
     Attributes:
+        runtime: what computes; of manifests from before there was a choice it is ONNX Runtime.
         artifact: name of the form that is run.
         threads: intra-op threads of each session; 0 where a runtime's own default was left as it is.
         sessions: computations at the same time.
@@ -269,7 +272,7 @@ class Setup(Frozen):
         by_length: whether windows of a computation are of like length, or padded as they come; of one window no matter.
     """
 
-    runtime: Literal["onnxruntime", "paddle-inference"] = "onnxruntime"
+    runtime: Runtime = "onnxruntime"
     artifact: str
     threads: int = Field(ge=0)
     sessions: int = Field(ge=1)
@@ -279,13 +282,16 @@ class Setup(Frozen):
     def __str__(self) -> str:
         batch = "1 window" if self.windows == 1 else f"≤ {self.windows} windows"
         order = "" if self.windows == 1 else (", by length" if self.by_length else ", padded")
-        return f"{self.artifact} {self.sessions}×{self.threads or 'default'}, {batch}{order}"
+        on = {"onnxruntime": "", "openvino": " on OpenVINO", "paddle-inference": " on Paddle Inference"}[self.runtime]
+        return f"{self.artifact}{on} {self.sessions}×{self.threads or 'default'}, {batch}{order}"
 
 
 class Trial(Frozen):
     """What a setup did: alone with one request at a time, and under several clients that each wait for their answer.
 
     A request is a text of the dev split, already cut into windows; tokenizing and HTTP are not in these figures.
+    Paddle Inference answers one text at a time, as more clients of one predictor would only wait: its figures of both
+    kinds are of the same laps, beside the defaults under the clients.
 
     Attributes:
         p50_ms, p99_ms: of one request at a time; with fewer than 100 requests p99 is the slowest.
@@ -341,9 +347,12 @@ class Plan(Frozen):
         load_before: of the machine before the first measurement (1-minute load average).
         latency: the setup with the lowest median of one request; throughput: the one with the most texts/s whose p99
             keeps the limit; defaults: one session, all threads, one window at a time.
-        vs_defaults: throughput against the defaults, first of the same form, then of the graph as converted, then of
-            Paddle Inference, as far as they were there.
+        instead: by aim, the best setup that ONNX Runtime runs, where another runtime was chosen: for a server that
+            does not have it.
+        vs_defaults: throughput against the defaults, first of the same form, then of the published one, then of the
+            graph as converted, then against `instead`, then against Paddle Inference, as far as they were there.
         table: every setup that was measured.
+        left_out: why OpenVINO, or a form on it, was not among the candidates.
     """
 
     created: str = Field(description="ISO 8601, UTC")
@@ -363,12 +372,19 @@ class Plan(Frozen):
     latency: Setup
     throughput: Setup
     defaults: Setup
+    instead: dict[Aim, Setup] = Field(default_factory=dict)
     vs_defaults: tuple[Duel, ...] = ()
     table: tuple[Trial, ...] = ()
+    left_out: dict[str, str] = Field(default_factory=dict)
 
     def choice(self, aim: Aim) -> Setup:
         """The setup for an aim."""
         return self.latency if aim == "latency" else self.throughput
+
+    def on_onnxruntime(self, aim: Aim) -> Setup:
+        """What ONNX Runtime runs for an aim: the choice itself, or what stands in for it."""
+        choice = self.choice(aim)
+        return choice if choice.runtime == "onnxruntime" else self.instead.get(aim, self.defaults)
 
 
 class Manifest(Frozen):
@@ -416,7 +432,8 @@ class Manifest(Frozen):
         if self.plan is None:
             return self
         known = {name: item.identity for name, item in self.artifacts.items()}
-        chosen = {self.plan.latency.artifact, self.plan.throughput.artifact}
+        setups = (self.plan.latency, self.plan.throughput, *self.plan.instead.values())
+        chosen = {setup.artifact for setup in setups}
         if self.plan.artifacts.items() <= known.items() and chosen <= set(self.servable):
             return self
         return self.model_copy(update={"plan": None})

@@ -3,16 +3,22 @@
 A plan is foreign where the processor, its instruction sets or the number of usable cores differ. What it chose to run
 stays valid there, since every form in it was proved; how many sessions and threads run it does not, so those fall back
 to the safe defaults: one session with all cores.
+
+OpenVINO is optional. Where it is not installed a plan is made without it, and a plan that names it is served on ONNX
+Runtime (`bundle.manifest.Plan.on_onnxruntime`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from bundle.machine import hardware, versions
 from bundle.manifest import Aim, Machine, Manifest, Plan, Setup
 
-RUNTIMES = ("onnxruntime", "paddlepaddle", "numpy")
+RUNTIMES = ("onnxruntime", "openvino", "paddlepaddle", "numpy")
+# How OpenVINO is had, for those who are told that it is missing.
+GET_OPENVINO = "`make openvino` installs it (requirements/openvino.txt)"
 
 
 def this_machine(packages: Sequence[str] = RUNTIMES) -> Machine:
@@ -49,3 +55,30 @@ def planned(manifest: Manifest, aim: Aim | None) -> Setup | None:
 def usual(artifact: str, cores: int) -> Setup:
     """What a runtime does when it is told nothing: one session with all threads, one window at a time."""
     return Setup(artifact=artifact, threads=cores, sessions=1, windows=1)
+
+
+# --- OpenVINO --------------------------------------------------------------------------------------------------------
+
+
+def openvino_missing() -> bool:
+    """Whether OpenVINO is not installed here."""
+    return find_spec("openvino") is None
+
+
+def openvino_settings(sessions: int, threads: int) -> dict[str, str | int | bool]:
+    """What OpenVINO's CPU plugin is told, wherever a graph is opened.
+
+    Args:
+        sessions: computations at the same time, OpenVINO's streams; they share one set of weights.
+        threads: of each.
+    """
+    return {
+        "NUM_STREAMS": sessions,
+        "INFERENCE_NUM_THREADS": sessions * threads,
+        # By itself the plugin computes in bfloat16 where the processor can, which no float32 tolerance passes.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Processes beside each other, as Triton's instances are, would all be pinned to the same first cores.
+        "ENABLE_CPU_PINNING": False,
+        # Otherwise it leaves out the second thread of a core, and with it some of the threads that were asked for.
+        "ENABLE_HYPER_THREADING": True,
+    }

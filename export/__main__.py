@@ -428,6 +428,9 @@ def make_plan(
         float, typer.Option(min=0, help="Bound on a request's p99 under them; 0: twice that of the defaults.")
     ] = 0.0,
     paddle: Annotated[bool, typer.Option("--paddle/--no-paddle", help="Compare with Paddle Inference as well.")] = True,
+    openvino: Annotated[
+        bool, typer.Option("--openvino/--no-openvino", help="Let OpenVINO be chosen, where it is installed.")
+    ] = True,
     repository: Annotated[
         Path, typer.Option(help="Triton's model repository, written anew where it holds this model.")
     ] = Path("model_repository"),
@@ -447,7 +450,7 @@ def make_plan(
     try:
         bundle = open_bundle(root, verify=False)
         journal.say(f"{bundle.name}: {root}")
-        wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle)
+        wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle, openvino)
         bundle = plan(bundle, journal, wish, force=force)
         if (repository / bundle.name / "config.pbtxt").is_file():
             from export.to_triton import chosen_before, write_again

@@ -58,6 +58,16 @@ class Kept:
         self._here["sizes"][f"{self._sample}/{name}"] = size
         self._write()
 
+    def proof(self, name: str) -> str | None:
+        """Why a form may not race on a runtime, empty where it may; None where that is not known yet."""
+        value = self._here.get("proofs", {}).get(name)
+        return value if isinstance(value, str) else None
+
+    def settle_proof(self, name: str, reason: str) -> None:
+        """Keeps what was found: with the gate it can take as long as the search."""
+        self._here.setdefault("proofs", {})[name] = reason
+        self._write()
+
     def laps(self, name: str, setups: Sequence[Setup]) -> dict[Setup, Lap] | None:
         """A whole round, or None."""
         found = {}

@@ -1,8 +1,9 @@
 """How is a model best run on this machine? ``python -m export plan`` measures it for two aims, and the manifest tells.
 
-A candidate is a form of the model, sessions × intra-op threads, the most windows of one computation, and whether those
-are of like length or padded as they come. The aims: the lowest median of one request at a time, and the most texts per
-second under several clients with a bound on a request's p99. Requests are texts of the dev split (`export.traffic`).
+A candidate is a form of the model on a runtime, sessions × intra-op threads, the most windows of one computation, and
+whether those are of like length or padded as they come. The aims: the lowest median of one request at a time, and the
+most texts per second under several clients with a bound on a request's p99. Requests are texts of the dev split
+(`export.traffic`).
 
 The machine is shared and its speed drifts. So candidates run in rounds: every round drives each of them over the same
 texts in a seeded random order, the defaults (one session, all threads, one window) among them, and what counts is the
@@ -11,7 +12,9 @@ sessions, with one window and with eight; then every rule of batching for the pa
 again and again. ``--exhaustive`` drives every candidate as often as the quick search does its last few, and says how
 far from the best the quick search's choice is.
 
-Nothing is believed that a gate has not passed: only the published form and those in float32 may be chosen.
+Nothing is believed that a gate has not passed: only the published form and those in float32 may be chosen. Runtimes are
+ONNX Runtime and, where it is installed, OpenVINO with the forms that it proves to compute (`export.on_openvino`).
+Paddle Inference is measured beside the choice and is in the table, and cannot be chosen: serving runs without Paddle.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -32,8 +35,8 @@ from bundle.encode import Encoder
 from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.machine import commit, cores
-from bundle.manifest import Aim, Duel, Manifest, Plan, Setup, Trial
-from bundle.plan import this_machine, usual, why_foreign
+from bundle.manifest import Aim, Duel, Manifest, Plan, Runtime, Setup, Trial
+from bundle.plan import GET_OPENVINO, openvino_missing, this_machine, usual, why_foreign
 from export.journal import Journal
 from export.kept import Kept, digest
 from export.paddle_default import paddle_default
@@ -89,6 +92,9 @@ LARGEST_LAP = 96
 PLAIN = "onnx_fp32"
 # Rounds of Paddle Inference against the choice: it takes longer than all others together.
 PADDLE_ROUNDS = 3
+# Why OpenVINO is not among the candidates, where it could be.
+NOT_WANTED = "it was not asked for"
+NOT_BRIEFLY = "the brief search leaves it to `make plan`"
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,15 @@ class Wish:
     Attributes:
         clients: that are under way at a time where throughput is measured.
         p99_ms: bound on a request's p99 under them; 0: twice that of the defaults in the same rounds.
+        paddle: whether the choice is set against Paddle Inference.
+        openvino: whether OpenVINO may be chosen, where it is installed.
     """
 
     search: Search = "quick"
     clients: int = 8
     p99_ms: float = 0.0
     paddle: bool = True
+    openvino: bool = True
 
 
 @dataclass
@@ -174,9 +183,14 @@ def layouts(count: int) -> list[tuple[int, int]]:
 
 
 def candidates(
-    manifest: Manifest, forms: Sequence[str], count: int, windows: Sequence[int], free_bytes: float = math.inf
+    manifest: Manifest,
+    forms: Sequence[str],
+    count: int,
+    windows: Sequence[int],
+    free_bytes: float = math.inf,
+    runtime: Runtime = "onnxruntime",
 ) -> list[Setup]:
-    """Every setup of some forms.
+    """Every setup of some forms on a runtime.
 
     Args:
         count: cores to share.
@@ -188,15 +202,22 @@ def candidates(
         artifact = manifest.artifacts[name]
         sizes = sorted(set(windows)) if artifact.batch_invariant else [1]
         for sessions, threads in layouts(count):
-            # Sessions of one thread share one set of weights; see `export.traffic.Track.runs`.
-            copies = 1 if threads == 1 else sessions
+            # Sessions of one thread share one set of weights, as OpenVINO's always do; see `export.traffic.Track.runs`.
+            copies = 1 if threads == 1 or runtime == "openvino" else sessions
             weights = artifact.bytes + sum(ref.bytes for ref in artifact.files)
             if copies > 1 and copies * weights * SESSION_BYTES > free_bytes * MEMORY_SHARE:
                 continue
             for size in sizes:
                 for by_length in (True,) if size == 1 else (True, False):
                     found.append(
-                        Setup(artifact=name, threads=threads, sessions=sessions, windows=size, by_length=by_length)
+                        Setup(
+                            runtime=runtime,
+                            artifact=name,
+                            threads=threads,
+                            sessions=sessions,
+                            windows=size,
+                            by_length=by_length,
+                        )
                     )
     return found
 
@@ -283,8 +304,8 @@ class Course:
         enough = min((setup.windows for setup in everything if setup.windows >= most), default=most)
         return [setup for setup in everything if setup.windows <= enough]
 
-    def narrow(self, aim: Aim, search: Search, everything: Sequence[Setup], effort: Effort) -> Setup:
-        """The search of the module's docstring; returns the choice."""
+    def narrow(self, aim: Aim, search: Search, everything: Sequence[Setup], effort: Effort) -> tuple[Setup, Setup]:
+        """The search of the module's docstring; returns the choice, and the best that ONNX Runtime runs."""
         everything = self.racing(aim, everything)
         board, share = self.boards[aim], effort.seconds / len(AIMS) / 3
 
@@ -300,11 +321,26 @@ class Course:
             rounds = stage(1, coarse)
             first = board.ranked(coarse, rounds)[0]
             least = board.ratio(first, rounds) / NEAR
-            near = {(item.artifact, item.sessions) for item in coarse if board.ratio(item, rounds) >= least}
-            near.add((first.artifact, first.sessions))
-            fine = [setup for setup in everything if (setup.artifact, setup.sessions) in near]
-        last = board.ranked(fine, stage(2, fine))[: effort.finalists]
-        return board.best(last, stage(3, last))
+            near = {pair(item) for item in coarse if board.ratio(item, rounds) >= least}
+            # A server may be without OpenVINO, so the best of ONNX Runtime comes along to the end.
+            near |= {pair(first), pair(board.ranked(usual_runtime(coarse), rounds)[0])}
+            fine = [setup for setup in everything if pair(setup) in near]
+        ranked = board.ranked(fine, stage(2, fine))
+        last = ranked[: effort.finalists]
+        if not usual_runtime(last):
+            last.append(usual_runtime(ranked)[0])
+        rounds = stage(3, last)
+        return board.best(last, rounds), board.best(usual_runtime(last), rounds)
+
+
+def pair(setup: Setup) -> tuple[Runtime, str, int]:
+    """What the first stage of a search compares: a form on a runtime, and how many sessions of it."""
+    return setup.runtime, setup.artifact, setup.sessions
+
+
+def usual_runtime(setups: Sequence[Setup]) -> list[Setup]:
+    """Those that ONNX Runtime runs."""
+    return [setup for setup in setups if setup.runtime == "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -315,11 +351,13 @@ class Finding:
         best: the best of an exhaustive search, by aim.
         regret: 1 - (what the quick choice does / what the best does), the median of rounds that these two were driven
             in afterwards: of many candidates the one that looks best has had luck as well.
+        instead: the best that ONNX Runtime runs, by aim, where another runtime was chosen.
     """
 
     chosen: dict[Aim, Setup]
     quick: dict[Aim, Setup]
     regret: dict[Aim, float]
+    instead: dict[Aim, Setup]
 
 
 def plan(
@@ -350,16 +388,23 @@ def plan(
     sample = digest([manifest.splits["dev"].sha256, manifest.text.model_dump(mode="json"), SAMPLE])
     file = kept or (bundle.root.parent if bundle.root.name == "bundle" else bundle.root) / "plan.json"
     effort = EFFORTS["brief" if wish.search == "brief" else "quick"]
-    everything = candidates(manifest, _forms(manifest, wish), count, effort.windows, free_memory())
+    known = Kept(file, here, manifest, sample, forget=force)
+    forms = _forms(manifest, wish)
+    everything = candidates(manifest, forms, count, effort.windows, free_memory())
+    ready, left_out = _on_openvino(bundle, forms, wish, known, journal)
+    if ready:
+        more = candidates(manifest, ready, count, effort.windows, free_memory(), "openvino")
+        # Each candidate is to be measured as often as without these.
+        effort = replace(effort, seconds=effort.seconds * (len(everything) + len(more)) / len(everything))
+        everything += more
     defaults = usual(manifest.published, count)
     track = Track(bundle, mix, WARMUP)
-    known = Kept(file, here, manifest, sample, forget=force)
     with journal.progress("plan") as progress:
         done = _Count(_laps_ahead(everything, effort, wish), progress)
         boards = {aim: Board(aim, defaults, wish.p99_ms) for aim in AIMS}
         course = Course(track, known, wish, done, random.Random(13), boards)
         finding = _search(course, everything, effort)
-        duels = _duels(course, finding.chosen["throughput"], effort, journal, bundle)
+        duels, paddle = _duels(course, finding, effort, journal, bundle)
     throughput = course.boards["throughput"]
     rounds = throughput.shared([finding.chosen["throughput"]])
     made = Plan(
@@ -380,8 +425,10 @@ def plan(
         latency=finding.chosen["latency"],
         throughput=finding.chosen["throughput"],
         defaults=defaults,
+        instead=finding.instead,
         vs_defaults=duels,
-        table=table_of(course.boards),
+        table=(*table_of(course.boards), *paddle),
+        left_out=left_out,
     )
     tell(made, finding.quick, finding.regret, journal, course.driven)
     journal.say(f"    measurements: {file}")
@@ -390,9 +437,10 @@ def plan(
 
 def _search(course: Course, everything: Sequence[Setup], effort: Effort) -> Finding:
     search = course.wish.search
-    quick = {aim: course.narrow(aim, "brief" if search == "brief" else "quick", everything, effort) for aim in AIMS}
+    found = {aim: course.narrow(aim, "brief" if search == "brief" else "quick", everything, effort) for aim in AIMS}
+    quick, instead = ({aim: both[place] for aim, both in found.items()} for place in (0, 1))
     if search != "exhaustive":
-        return Finding(quick, quick, {})
+        return Finding(quick, quick, {}, _where_needed(quick, instead))
     chosen: dict[Aim, Setup] = {}
     regret: dict[Aim, float] = {}
     for aim in AIMS:
@@ -401,20 +449,46 @@ def _search(course: Course, everything: Sequence[Setup], effort: Effort) -> Find
         racing = course.racing(aim, everything)
         course.drive(aim, "exhaustive", racing, FULL_ROUNDS, size)
         # The first of the ranking and not the choice: the tie rule may not flatter the quick search.
-        best = board.ranked(racing, board.shared(racing, FULL_ROUNDS))[0]
+        full = board.shared(racing, FULL_ROUNDS)
+        best = board.ranked(racing, full)[0]
+        instead[aim] = board.best(usual_runtime(racing), full)
         chosen[aim], regret[aim] = quick[aim], 0.0
         if best != quick[aim]:
             both = [best, quick[aim]]
             rounds = board.shared(both, course.drive(aim, "final", both, 2 * FULL_ROUNDS, size))
             regret[aim] = 1 - board.ratio(quick[aim], rounds, best)
             chosen[aim] = board.best(both, rounds)
-    return Finding(chosen, quick, regret)
+    return Finding(chosen, quick, regret, _where_needed(chosen, instead))
+
+
+def _where_needed(chosen: dict[Aim, Setup], instead: dict[Aim, Setup]) -> dict[Aim, Setup]:
+    return {aim: instead[aim] for aim, setup in chosen.items() if setup.runtime != "onnxruntime"}
 
 
 def _forms(manifest: Manifest, wish: Wish) -> tuple[str, ...]:
     """What is tried: the published form first."""
     every = EFFORTS["brief" if wish.search == "brief" else "quick"].every_form
     return manifest.servable if every else manifest.servable[:1]
+
+
+def _on_openvino(
+    bundle: Bundle, forms: Sequence[str], wish: Wish, known: Kept, journal: Journal
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The forms that OpenVINO computes as promised, and what is left out of the plan with the reason, which is told."""
+    if not wish.openvino:
+        return (), {"openvino": NOT_WANTED}
+    if openvino_missing() or wish.search == "brief":
+        reason = f"it is not installed; {GET_OPENVINO}" if openvino_missing() else NOT_BRIEFLY
+        journal.say(f"    without OpenVINO: {reason}")
+        return (), {"openvino": reason}
+    from export.on_openvino import refusals
+
+    refused = refusals(bundle, forms, known, journal)
+    for name, reason in refused.items():
+        journal.say(f"    without {name} on OpenVINO: {reason}")
+    return tuple(name for name in forms if name not in refused), {
+        f"{name} on openvino": reason for name, reason in refused.items()
+    }
 
 
 def _up_to_date(manifest: Manifest, wish: Wish, versions: dict[str, str]) -> str | None:
@@ -430,23 +504,37 @@ def _up_to_date(manifest: Manifest, wish: Wish, versions: dict[str, str]) -> str
     dev = manifest.splits.get("dev")
     if dev is None or made.dev_sha256 != dev.sha256 or not set(_forms(manifest, wish)) <= set(made.artifacts):
         return None
+    unasked = made.left_out.get("openvino") == NOT_WANTED and not openvino_missing()
+    if wish.openvino and wish.search != "brief" and unasked:
+        return None
+    if not wish.openvino and any(made.choice(aim).runtime == "openvino" for aim in AIMS):
+        return None
     return f"{made.search} plan of {made.created}: {made.throughput}"
 
 
 # --- the choice against the defaults ---------------------------------------------------------------------------------
 
 
-def _duels(course: Course, choice: Setup, effort: Effort, journal: Journal, bundle: Bundle) -> tuple[Duel, ...]:
-    """The choice for throughput against the defaults: of the same form, of the graph as converted, of Paddle.
+def _duels(
+    course: Course, finding: Finding, effort: Effort, journal: Journal, bundle: Bundle
+) -> tuple[tuple[Duel, ...], tuple[Trial, ...]]:
+    """The choice for throughput against others in rounds of their own.
 
-    And against the best that was seen of the graph as converted: how much of the gain is the graph's own.
+    Against the defaults: of the same form, of the published one, of the graph as converted, and of Paddle Inference;
+    against the best that was seen of the graph as converted, which tells how much of the gain is the graph's own; and
+    against the best of ONNX Runtime, where that is another.
+
+    Returns:
+        the comparisons, and a line for the table of Paddle Inference, where it was there.
     """
     if not effort.duels:
-        return ()
-    rivals = [usual(choice.artifact, cores())]
+        return (), ()
+    choice, defaults = finding.chosen["throughput"], course.boards["throughput"].defaults
+    rivals = [usual(choice.artifact, cores()), defaults]
     if PLAIN in bundle.manifest.artifacts and choice.artifact != PLAIN:
         rivals += [usual(PLAIN, cores()), *_best_of(course.boards["throughput"], PLAIN)]
-    rivals = [rival for rival in dict.fromkeys(rivals) if rival != choice]
+    if "throughput" in finding.instead:
+        rivals.append(finding.instead["throughput"])
     size = course.size("throughput", "quick 3", 0, 1, effort)
     laps: dict[Setup, list[Lap]] = {setup: [] for setup in (choice, *rivals)}
     slow: list[Lap] = []
@@ -459,6 +547,7 @@ def _duels(course: Course, choice: Setup, effort: Effort, journal: Journal, bund
                     slow.append(paddle.drive(course.track.mix.lap(1000 + number, size)))
                 else:
                     laps[setup].append(course.track.drive(setup, course.wish.clients, 1000 + number, size))
+        trials = (_paddles_trial(paddle.setup, slow, laps[defaults]),) if paddle else ()
         if paddle:
             laps[paddle.setup] = slow
     mine = [lap.texts_per_second for lap in laps[choice]]
@@ -478,12 +567,35 @@ def _duels(course: Course, choice: Setup, effort: Effort, journal: Journal, bund
                 requests=sum(len(lap.latencies) for lap in others),
             )
         )
-    return tuple(duels)
+    return tuple(duels), trials
+
+
+def _paddles_trial(setup: Setup, laps: Sequence[Lap], defaults: Sequence[Lap]) -> Trial:
+    """Paddle Inference as a line of the table: one text at a time, and its rate beside the defaults' under the clients.
+
+    Args:
+        laps, defaults: of the same rounds; the defaults were in later ones as well.
+    """
+    values = [value for lap in laps for value in lap.latencies]
+    rates = [lap.texts_per_second for lap in laps]
+    ratios = [rate / other.texts_per_second for rate, other in zip(rates, defaults, strict=False)]
+    return Trial(
+        setup=setup,
+        p50_ms=round(float(np.median(values)), 3),
+        p99_ms=round(percentile(values, 99), 3),
+        requests=len(values),
+        rounds=len(laps),
+        texts_per_second=round(float(np.median(rates)), 3),
+        throughput_ratio=round(float(np.median(ratios)), 3),
+        loaded_requests=len(values),
+        loaded_rounds=len(laps),
+    )
 
 
 def _best_of(board: Board, artifact: str) -> list[Setup]:
-    """The setup of a form that had the best ratio to the defaults, in all of its rounds; empty if none was driven."""
-    setups = dict.fromkeys(setup for laps in board.rounds for setup in laps if setup.artifact == artifact)
+    """The setup of a form on ONNX Runtime with the best ratio to the defaults; empty if none was driven."""
+    driven = dict.fromkeys(setup for laps in board.rounds for setup in laps if setup.artifact == artifact)
+    setups = usual_runtime(list(driven))
     return sorted(setups, key=lambda setup: -board.ratio(setup, board.shared([setup])))[:1]
 
 
@@ -520,7 +632,7 @@ def _laps_ahead(everything: Sequence[Setup], effort: Effort, wish: Wish) -> int:
     if len(everything) > FEW:
         coarse = len([setup for setup in everything if setup.by_length and setup.windows in (1, 8)]) + 1
         # As a rule one pair of form and sessions in three stays near the best.
-        pairs = len({(setup.artifact, setup.sessions) for setup in everything})
+        pairs = len({pair(setup) for setup in everything})
         fine = len(everything) // pairs * max(1, pairs // 3) + 1
     laps = 2 * (coarse * effort.rounds[0] + fine * effort.rounds[1] + (effort.finalists + 1) * effort.rounds[2])
     if wish.search == "exhaustive":

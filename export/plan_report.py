@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from bundle.manifest import Aim, Duel, Plan, Setup, Trial
+from bundle.manifest import Aim, Duel, Plan, Runtime, Setup, Trial
 from bundle.plan import described
 from export.journal import Journal
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+RUNTIMES: dict[Runtime, str] = {"onnxruntime": "ONNX RT", "openvino": "OpenVINO", "paddle-inference": "Paddle"}
 # Lines of the table that is printed; the manifest has them all.
 PRINTED = 12
 AIM_TOLD: dict[Aim, str] = {
@@ -40,6 +41,8 @@ def tell(
         journal.say(f"    {driven} rounds were measured now, others are kept ones")
     for aim, told in AIM_TOLD.items():
         journal.say(f"    {aim} ({told}): {plan.choice(aim)}")
+        if aim in plan.instead:
+            journal.say(f"        where OpenVINO is not installed: {plan.instead[aim]}")
         if aim in regret:
             share = 100 * max(0.0, regret[aim])
             journal.say(f"        the quick search chose {quick[aim]}: {share:.1f}% behind the exhaustive best")
@@ -69,6 +72,7 @@ def table(plan: Plan) -> Table:
     made = Table(title=title, title_justify="left", caption_justify="left", padding=0)
     made.add_column("", no_wrap=True)
     made.add_column("form", no_wrap=True)
+    made.add_column("runtime", no_wrap=True)
     for column in ("s×t", "win", "p50", "p99", "×", "n", "text/s", "p99", "×", "n"):
         made.add_column(column, justify="right", no_wrap=True)
     for trial in printed(plan):
@@ -77,7 +81,8 @@ def table(plan: Plan) -> Table:
         setup = trial.setup
         size = f"{setup.windows}{'' if setup.by_length else 'p'}"
         made.add_row(
-            *("".join(marks), setup.artifact.removeprefix("onnx_"), f"{setup.sessions}×{setup.threads}", size),
+            *("".join(marks), setup.artifact.removeprefix("onnx_"), RUNTIMES[setup.runtime]),
+            *(f"{setup.sessions}×{setup.threads or '-'}", size),
             *(_figure(trial.p50_ms, 1), _figure(trial.p99_ms, 1), _figure(trial.speedup, 2), str(trial.requests)),
             *(_figure(trial.texts_per_second, 1), _figure(trial.loaded_p99_ms, 0)),
             *(_figure(trial.throughput_ratio, 2), str(trial.loaded_requests)),
@@ -93,7 +98,14 @@ def printed(plan: Plan) -> list[Trial]:
     """The lines to print, in the order of the table."""
     fast = sorted(plan.table, key=lambda trial: -(trial.speedup or 0))[: PRINTED // 2]
     much = plan.table[: PRINTED // 2]
-    kept = {plan.latency, plan.throughput, plan.defaults, *(trial.setup for trial in (*fast, *much))}
+    # Of each other runtime the best at least, so that it is seen how far it is behind.
+    others = [
+        next((trial for trial in order if trial.setup.runtime == runtime), None)
+        for order in (sorted(plan.table, key=lambda trial: -(trial.speedup or 0)), plan.table)
+        for runtime in RUNTIMES
+    ]
+    shown = (*fast, *much, *filter(None, others))
+    kept = {plan.latency, plan.throughput, plan.defaults, *(trial.setup for trial in shown)}
     return [trial for trial in plan.table if trial.setup in kept]
 
 

@@ -1,14 +1,16 @@
 """Bundle → Triton model repository: ``config.pbtxt`` from the manifest and its plan, the graph, and the model script.
 
-Two flavours. ``python``: Triton's python backend runs ONNX Runtime through `export.triton_model`; this is what the
-Triton server from pip can run. ``onnxruntime``: the native backend that NVIDIA's container has and pip has not. The
-native one merges calls of equal shape only, so it gets a model for each of a few window lengths (`bundle.buckets`); the
-script of the other merges all lengths in one model, and has buckets only where they are asked for.
+Two flavours. ``python``: Triton's python backend runs ONNX Runtime, or OpenVINO where the plan chose it, through
+`export.triton_model`; this is what the Triton server from pip can run. ``onnxruntime``: the native backend that
+NVIDIA's container has and pip has not; of a plan for OpenVINO it runs the same form. It merges calls of equal shape
+only, so it gets a model for each of a few window lengths (`bundle.buckets`); the script of the other merges all lengths
+in one model, and has buckets only where they are asked for.
 What is served, and whether it still computes what the bundle promises, is for `serving` to check.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -25,7 +27,7 @@ from bundle.errors import ExportError
 from bundle.folder import Bundle
 from bundle.golden import read_golden
 from bundle.manifest import Aim, Artifact, Manifest, Setup, Task, Tensor
-from bundle.plan import planned
+from bundle.plan import openvino_settings, planned
 from bundle.versions import triton_name
 from export.artifact import place
 
@@ -146,6 +148,9 @@ def config_pbtxt(
         parameters |= {"pad_id": str(manifest.text.pad_id), "intra_op_threads": str(threads or 0)}
         if setup:
             parameters |= {"by_length": "true" if setup.by_length else "false"}
+        if setup and setup.runtime == "openvino":
+            # Of one instance; the script puts in the threads that it settles on.
+            parameters |= {"openvino": _quoted(json.dumps(openvino_settings(1, threads or 1)))}
         if pinned and manifest.plan:
             # The script looks whether it runs where this was measured.
             machine = manifest.plan.machine

@@ -204,14 +204,17 @@ class Track:
     def __init__(self, bundle: Bundle, mix: Mix, warmup: int) -> None:
         self.bundle, self.mix, self.warmup = bundle, mix, warmup
         self._runs: dict[tuple[str, int], list[Run]] = {}
+        self._streams: dict[tuple[str, int, int], list[Run]] = {}
         self._warm: set[Setup] = set()
 
     def runs(self, setup: Setup) -> list[Run]:
         """One session for each computation at a time.
 
         A session of one thread has no pool of its own and computes in whichever thread calls it, several at a time: one
-        set of weights does for all.
+        set of weights does for all. OpenVINO's streams share theirs.
         """
+        if setup.runtime == "openvino":
+            return self._on_openvino(setup)
         key = setup.artifact, setup.threads
         known = self._runs.setdefault(key, [])
         while len(known) < setup.sessions:
@@ -221,6 +224,15 @@ class Track:
             path = self.bundle.path(self.bundle.manifest.artifacts[setup.artifact].file)
             known.append(run_of(open_session(path, setup.threads), self.bundle.manifest.signature))
         return known[: setup.sessions]
+
+    def _on_openvino(self, setup: Setup) -> list[Run]:
+        from export.on_openvino import open_streams
+
+        key = setup.artifact, setup.sessions, setup.threads
+        if key not in self._streams:
+            path = self.bundle.path(self.bundle.manifest.artifacts[setup.artifact].file)
+            self._streams[key] = open_streams(path, self.bundle.manifest.signature, setup.sessions, setup.threads)
+        return self._streams[key]
 
     def drive(self, setup: Setup, clients: int, number: int, size: int) -> Lap:
         """One lap of a setup, after its warm-up where it is its first."""

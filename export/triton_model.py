@@ -1,7 +1,7 @@
 """The script that Triton's python backend runs; `export.to_triton` copies it beside the graph as ``model.py``.
 
-It stands alone: the stub process has numpy and onnxruntime, nothing of Slipway. What it needs to know about the
-model comes from ``config.pbtxt``, which was written from the manifest.
+It stands alone: the stub process has numpy, onnxruntime and perhaps openvino, nothing of Slipway. What it needs to know
+about the model comes from ``config.pbtxt``, which was written from the manifest.
 
 Triton hands over the calls that its batcher put together. Calls are of different lengths (ragged), so windows of
 like length are padded together, computed together, and cut apart again. Where the graph is not batch-invariant
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,32 @@ def _cpu() -> str:
     return next(names, "") or platform.machine()
 
 
+class OpenVino:
+    """OpenVINO's model with the one method of ONNX Runtime's session that is used here.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        RuntimeError: it cannot open the graph.
+    """
+
+    def __init__(self, graph: Path, settings: dict[str, Any]) -> None:
+        # OpenVINO reports its use to its makers unless this package is missing.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        import openvino
+
+        compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+        self.version = openvino.__version__
+        # An input that the graph does not read may be gone.
+        self.inputs = [name for port in compiled.inputs for name in port.get_names()]
+        self.request = compiled.create_infer_request()
+
+    def run(self, outputs: list[str], tensors: dict[str, Any]) -> list[Any]:
+        found = self.request.infer({name: tensors[name] for name in self.inputs})
+        return [found[name] for name in outputs]
+
+
 class TritonPythonModel:
-    """One instance: an ONNX Runtime session."""
+    """One instance: an ONNX Runtime session, or OpenVINO's model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -64,23 +89,39 @@ class TritonPythonModel:
         self.outputs = [item["name"] for item in config["output"]]
         self.per_token = [len(item["dims"]) == 2 for item in config["output"]]
         self.dtypes = [pb_utils.triton_string_to_numpy(item["data_type"]) for item in config["output"]]
+        self.session = self._open(args, config["name"], threads or max(1, cores // instances), parameters)
+
+    def _open(self, args: dict[str, str], name: str, threads: int, parameters: dict[str, str]) -> Any:
+        """The runtime that the plan chose, or ONNX Runtime."""
+        graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        if "openvino" in parameters:
+            settings = {**json.loads(parameters["openvino"]), "INFERENCE_NUM_THREADS": threads}
+            try:
+                opened = OpenVino(graph, settings)
+            except ImportError as error:
+                pb_utils.Logger.log_warn(
+                    f"{name}: the plan chose OpenVINO, which is not installed ({error}); ONNX Runtime runs its graph"
+                )
+            else:
+                pb_utils.Logger.log_info(f"{name}: OpenVINO {opened.version} computes, {threads} thread(s)")
+                return opened
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or max(1, cores // instances)
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         on_gpu = args["model_instance_kind"] == "GPU"
         providers: list[Any] = ["CPUExecutionProvider"]
         if on_gpu:
             # float32 is to stay float32, and memory is not to double for each new length.
             cuda = {"use_tf32": 0, "arena_extend_strategy": "kSameAsRequested"}
             providers.insert(0, (CUDA, {"device_id": args["model_instance_device_id"], **cuda}))
-        self.session = ort.InferenceSession(str(graph), options, providers=providers)
-        if on_gpu and CUDA not in self.session.get_providers():
+        session = ort.InferenceSession(str(graph), options, providers=providers)
+        if on_gpu and CUDA not in session.get_providers():
             raise pb_utils.TritonModelException(
-                f"{config['name']} is meant for a GPU, and onnxruntime {ort.__version__} of this stub opens it with "
-                f"{', '.join(self.session.get_providers())} alone"
+                f"{name} is meant for a GPU, and onnxruntime {ort.__version__} of this stub opens it with "
+                f"{', '.join(session.get_providers())} alone"
             )
+        return session
 
     def execute(self, requests: list[Any]) -> list[Any]:
         # Per call and input: int64 (windows, tokens).

@@ -57,6 +57,8 @@ def main() -> None:
         sys.exit("error: uv is not installed; `pip install uv` brings it")
     compile_lock("cpu.txt", ROOMS)
     compile_lock("serving.txt", ("serving", "triton"), "-c", str(HERE / "cpu.txt"))
+    # Beside cpu.txt or serving.txt in the same environment, so with their versions.
+    compile_lock("openvino.txt", ("openvino",), "-c", str(HERE / "cpu.txt"))
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as overrides:
         overrides.write("".join(f'{name} ; sys_platform == "never"\n' for name in CPU_ONLY))
         overrides.flush()

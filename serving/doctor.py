@@ -72,6 +72,9 @@ def look_over(settings: Settings) -> Iterator[Finding]:
         yield Finding("good", f"bundle {model.name}", f"version {model.version}, {model.format}, checksums agree")
         if model.running.foreign:
             yield Finding("note", f"plan of {model.name}", model.running.told, "run `make plan` on this machine")
+        elif model.running.lacking:
+            mend = "`make openvino`, or `make plan` without it"
+            yield Finding("note", f"plan of {model.name}", model.running.told, mend)
     yield from _clock(settings.bundles, models)
     yield _files(settings)
     yield from _disk(settings.log_folder)

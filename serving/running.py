@@ -7,6 +7,9 @@ of instances stands in the model repository, so that is what `export` wrote it w
 it is at home before it takes the plan's threads.
 
 On a GPU no plan is followed, as plans are of a processor's cores, and integer forms give way to float32.
+
+Where the plan chose OpenVINO and it is not installed, the embedded engine runs what was best on ONNX Runtime, and
+Triton's script the same form on ONNX Runtime; the start says so.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from pathlib import Path
 
 from bundle.device import Device
 from bundle.machine import cores
-from bundle.manifest import Manifest
-from bundle.plan import planned, this_machine, why_foreign
+from bundle.manifest import Manifest, Runtime, Setup
+from bundle.plan import GET_OPENVINO, openvino_missing, planned, this_machine, why_foreign
 from serving.settings import Settings
 
 # Padded tokens of an engine call where neither a plan nor the user says more.
@@ -41,6 +44,8 @@ class Running:
         foreign: whether there is a plan, for another machine.
         device: what it is computed on (engine onnx).
         engines: folder for what a GPU's runtime builds for this graph alone; None keeps nothing.
+        runtime: what computes; with engine triton what its script was told to take.
+        lacking: whether the plan chose another runtime, which is not installed.
     """
 
     form: str
@@ -53,6 +58,8 @@ class Running:
     foreign: bool = False
     device: Device = "cpu"
     engines: Path | None = None
+    runtime: Runtime = "onnxruntime"
+    lacking: bool = False
 
 
 def at_engine(how: Running, parallel: int, max_tokens: int) -> int:
@@ -76,21 +83,30 @@ def running(manifest: Manifest, settings: Settings) -> Running:
     if settings.device == "gpu":
         return on_gpu(manifest, settings)
     here = this_machine()
-    choice = planned(manifest, None if settings.aim == "none" else settings.aim)
+    # A Triton elsewhere computes on a machine that cannot be seen from here; its script looks itself.
+    elsewhere = settings.engine == "triton" and bool(settings.triton_url)
+    choice, lacks = _choice(manifest, settings, elsewhere)
     form = choice.artifact if choice else manifest.published
     sessions = settings.sessions or 1
     threads = max(1, (settings.threads or here.cores) // sessions)
     tokens = settings.batch_tokens or BATCH_TOKENS
     if manifest.plan is None or choice is None:
         return Running(form, sessions, threads, batch_tokens=tokens)
-    # A Triton elsewhere computes on a machine that cannot be seen from here; its script looks itself.
-    elsewhere = settings.engine == "triton" and bool(settings.triton_url)
     if not elsewhere and (reason := why_foreign(manifest.plan, here)):
         told = (
             f"the plan is foreign: {reason}; it is run with {sessions} session(s) of {threads} thread(s). "
             "`python -m export plan` measures here"
         )
-        return Running(form, sessions, threads, batch_tokens=tokens, told=told, foreign=True)
+        return Running(
+            form,
+            sessions,
+            threads,
+            batch_tokens=tokens,
+            told=told + lacks,
+            foreign=True,
+            runtime=choice.runtime,
+            lacking=bool(lacks),
+        )
     left_aside = []
     if settings.threads or settings.sessions:
         left_aside.append("sessions and threads")
@@ -105,7 +121,24 @@ def running(manifest: Manifest, settings: Settings) -> Running:
     told = f"planned for {settings.aim} on this kind of machine: {choice}"
     if left_aside:
         told += f"; {' and '.join(left_aside)} as set by the user"
-    return Running(form, sessions, threads, windows, by_length, tokens, told)
+    told += lacks
+    return Running(
+        form, sessions, threads, windows, by_length, tokens, told, runtime=choice.runtime, lacking=bool(lacks)
+    )
+
+
+def _choice(manifest: Manifest, settings: Settings, elsewhere: bool) -> tuple[Setup | None, str]:
+    """What of the plan is followed, and what is to be told where its runtime is missing: empty, or a clause."""
+    aim = None if settings.aim == "none" else settings.aim
+    choice = planned(manifest, aim)
+    if aim is None or manifest.plan is None or choice is None or choice.runtime != "openvino" or elsewhere:
+        return choice, ""
+    if not openvino_missing():
+        return choice, ""
+    lacks = f"; the plan chose {choice}, but OpenVINO is not installed, so ONNX Runtime computes; {GET_OPENVINO}"
+    if settings.engine == "triton":
+        return choice, lacks
+    return manifest.plan.on_onnxruntime(aim), lacks
 
 
 def on_gpu(manifest: Manifest, settings: Settings) -> Running:

@@ -23,10 +23,10 @@ MAY_IMPORT = {
 PADDLE = ("paddle", "paddlenlp", "paddle2onnx")
 WEB = ("fastapi", "starlette", "uvicorn", "tritonclient", "prometheus_client")
 FORBIDDEN = {
-    "bundle": (*PADDLE, *WEB, "onnx", "onnxruntime", "sklearn", "rich", "typer"),
+    "bundle": (*PADDLE, *WEB, "onnx", "onnxruntime", "openvino", "sklearn", "rich", "typer"),
     "serving": (*PADDLE, "onnx", "onnxslim", "sklearn", "torch"),
-    "loadtests": (*PADDLE, "onnx", "onnxruntime", "tokenizers"),
-    "finetune": (*WEB, "onnx", "onnxruntime", "torch"),
+    "loadtests": (*PADDLE, "onnx", "onnxruntime", "openvino", "tokenizers"),
+    "finetune": (*WEB, "onnx", "onnxruntime", "openvino", "torch"),
     "export": (*WEB, "torch", "sklearn"),
     "slipway_client": (),
 }

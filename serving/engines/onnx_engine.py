@@ -1,4 +1,4 @@
-"""ONNX Runtime in the gateway's own process, on worker threads of its own.
+"""ONNX Runtime in the gateway's own process, on worker threads of its own; OpenVINO where a plan chose it.
 
 Calls wait in one line. When a session is idle, its thread takes the first of them and, where a plan says that this
 pays, those behind it that fit into one computation (`bundle.batching`). Nobody waits for company, and no session for
@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -27,12 +28,20 @@ from bundle.encode import IntArray
 from bundle.errors import BundleError, EngineUnavailable
 from serving.catalogue import ServedModel
 from serving.engines import Watcher, feeds, outputs_of
+from serving.engines.openvino_streams import open_streams, openvino_version
 
 # So many calls must have the engine for themselves while threads compute, before the event loop computes calls itself;
 # and so many it computes before that is looked at again.
 PROBES, TRUSTED = 8, 32
 # Seconds that the event loop may stand still for a computation.
 INLINE_SECONDS = 0.003
+
+
+class Session(Protocol):
+    """What computes a batch: ONNX Runtime's session, or a stream of OpenVINO's."""
+
+    def run(self, outputs: Sequence[str], feeds: dict[str, IntArray]) -> Sequence[FloatArray]:
+        """Named outputs of one batch: float32 (windows, labels) or (windows, tokens, labels) each."""
 
 
 class Alone:
@@ -91,32 +100,9 @@ class _Loaded:
 
     def __init__(self, model: ServedModel, watcher: Watcher | None) -> None:
         self.model, self._watcher, how = model, watcher, model.running
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = how.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # A session of one thread has no pool of its own: it computes in the threads that call it, several at a time.
-        copies = 1 if how.threads == 1 else how.sessions
-        available = ort.get_available_providers()
-        if how.device == "gpu":
-            require_gpu(ort.__version__, available)
-        chosen = providers(how.device, model.artifact.precision, available, how.engines)
-        try:
-            if how.engines:
-                how.engines.mkdir(parents=True, exist_ok=True)
-            opened = [ort.InferenceSession(str(model.graph), options, providers=chosen) for _ in range(copies)]
-        except Exception as error:  # ONNX Runtime raises many kinds, all meaning: not a graph that it can run
-            raise BundleError(f"{model.graph}: ONNX Runtime cannot load it: {error}") from error
-        check_opened(how.device, opened[0].get_providers())
         self.outputs = outputs_of(model)
-        for kind, here, wanted in (
-            ("inputs", opened[0].get_inputs(), [tensor.name for tensor in model.manifest.signature.inputs]),
-            ("outputs", opened[0].get_outputs(), self.outputs),
-        ):
-            found = sorted(tensor.name for tensor in here)
-            if found != sorted(wanted):
-                raise BundleError(f"{model.graph}: its {kind} are {found}, bundle.json says {sorted(wanted)}")
-        self.sessions = [opened[number % copies] for number in range(how.sessions)]
+        opened = _on_openvino(model) if how.runtime == "openvino" else _on_onnxruntime(model)
+        self.sessions = [opened[number % len(opened)] for number in range(how.sessions)]
         self.waiting: deque[_Call] = deque()
         self.computing = 0
         self._alone = Alone()
@@ -207,7 +193,7 @@ class _Loaded:
                 else:
                     call.answer.set_result(found[number])
 
-    def _compute(self, session: ort.InferenceSession, calls: Sequence[_Call]) -> list[tuple[FloatArray, ...]]:
+    def _compute(self, session: Session, calls: Sequence[_Call]) -> list[tuple[FloatArray, ...]]:
         """On a worker thread: the outputs of each call, at the shape that it came in."""
         how, pad_id = self.model.running, self.model.manifest.text.pad_id
         if not how.windows:
@@ -230,11 +216,62 @@ class _Loaded:
         every = iter(found)
         return [_stacked([next(every) for _ in call.input_ids], call.input_ids.shape[1]) for call in calls]
 
-    def _run(self, session: ort.InferenceSession, ids: IntArray, types: IntArray) -> tuple[FloatArray, ...]:
+    def _run(self, session: Session, ids: IntArray, types: IntArray) -> tuple[FloatArray, ...]:
         if self._watcher:
             self._watcher.computed(self.model.name, len(ids))
         found = session.run(self.outputs, feeds(self.model, ids, types))
         return tuple(np.asarray(values, dtype=np.float32) for values in found)
+
+
+def _on_onnxruntime(model: ServedModel) -> list[Session]:
+    """The sessions of a model.
+
+    Raises:
+        BundleError: it cannot be loaded, or its tensors are not those of the manifest.
+    """
+    how = model.running
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = how.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A session of one thread has no pool of its own: it computes in the threads that call it, several at a time.
+    copies = 1 if how.threads == 1 else how.sessions
+    available = ort.get_available_providers()
+    if how.device == "gpu":
+        require_gpu(ort.__version__, available)
+    chosen = providers(how.device, model.artifact.precision, available, how.engines)
+    try:
+        if how.engines:
+            how.engines.mkdir(parents=True, exist_ok=True)
+        opened = [ort.InferenceSession(str(model.graph), options, providers=chosen) for _ in range(copies)]
+    except Exception as error:  # ONNX Runtime raises many kinds, all meaning: not a graph that it can run
+        raise BundleError(f"{model.graph}: ONNX Runtime cannot load it: {error}") from error
+    check_opened(how.device, opened[0].get_providers())
+    inputs, outputs = (sorted(item.name for item in side) for side in (opened[0].get_inputs(), opened[0].get_outputs()))
+    _check_names(model, inputs, outputs)
+    return opened
+
+
+def _on_openvino(model: ServedModel) -> list[Session]:
+    """The streams of a model.
+
+    Raises:
+        BundleError: as `_on_onnxruntime`.
+    """
+    how = model.running
+    opened = open_streams(model.graph, how.sessions, how.threads)
+    unread = {tensor.name for tensor in model.manifest.signature.inputs} - set(opened[0].inputs)
+    _check_names(model, sorted({*opened[0].inputs, *unread}), opened[0].outputs)
+    return [*opened]
+
+
+def _check_names(model: ServedModel, inputs: list[str], outputs: list[str]) -> None:
+    for kind, found, wanted in (
+        ("inputs", inputs, sorted(tensor.name for tensor in model.manifest.signature.inputs)),
+        ("outputs", outputs, sorted(outputs_of(model))),
+    ):
+        if found != wanted:
+            raise BundleError(f"{model.graph}: its {kind} are {found}, bundle.json says {wanted}")
 
 
 def _stacked(rows: Sequence[tuple[FloatArray, ...]], tokens: int) -> tuple[FloatArray, ...]:
@@ -318,8 +355,10 @@ class OnnxEngine:
 
     def describe(self) -> str:
         hows = {item.model.name: item.model.running for item in self._loaded.values()}
+        on = f" on OpenVINO {openvino_version()}"
         told = ", ".join(
-            f"{name} {how.sessions}×{how.threads}" + (" on a GPU" if how.device == "gpu" else "")
+            f"{name} {how.sessions}×{how.threads}"
+            + (" on a GPU" if how.device == "gpu" else on if how.runtime == "openvino" else "")
             for name, how in hows.items()
         )
         return f"ONNX Runtime {ort.__version__} in this process, sessions × threads: {told}"

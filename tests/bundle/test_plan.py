@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from bundle.folder import open_bundle
+from bundle.manifest import Setup
 from bundle.plan import planned, this_machine, why_foreign
 from tests.serving.tiny_bundle import elsewhere, make_bundle, rebind, with_plan
 
@@ -52,3 +53,26 @@ def test_a_plan_of_another_processor_is_foreign_and_both_sides_are_told(tmp_path
     assert why_foreign(plan, here.model_copy(update={"memory_gib": 1.0})) == "", "memory does not change the choice"
     told = why_foreign(plan, elsewhere())
     assert here.cpu in told and "Abacus 3000, 77 core(s)" in told
+
+
+def test_a_setup_from_before_there_was_a_choice_of_runtimes_is_onnx_runtimes(tmp_path: Path) -> None:
+    bundle = with_plan(make_bundle(tmp_path, "old", "single-label"))
+    file = tmp_path / "bundle.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("latency", "throughput", "defaults"):
+        del manifest["plan"][name]["runtime"]
+    del manifest["plan"]["instead"], manifest["plan"]["left_out"]
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    opened = open_bundle(tmp_path).manifest
+    assert opened.plan == bundle.manifest.plan
+    choice = planned(opened, "latency")
+    assert choice and choice.runtime == "onnxruntime" and opened.plan.on_onnxruntime("latency") == choice
+
+
+def test_a_plan_goes_with_the_form_that_stands_in_for_its_choice(tmp_path: Path) -> None:
+    bundle = with_plan(make_bundle(tmp_path, "a", "single-label"), runtime="openvino")
+    plan = bundle.manifest.plan
+    assert plan and plan.on_onnxruntime("throughput") == plan.defaults
+    stand_in = Setup(artifact="onnx_int8", threads=1, sessions=1, windows=1)
+    changed = bundle.manifest.model_copy(update={"plan": plan.model_copy(update={"instead": {"latency": stand_in}})})
+    assert changed.without_stale_plan().plan is None

@@ -1,0 +1,64 @@
+"""OpenVINO in the gateway's own process: what a plan may have chosen in the place of ONNX Runtime's sessions.
+
+One model with a stream for each computation at a time; the streams share its weights. Which calls are computed, and by
+which thread, is `serving.engines.onnx_engine`'s part, to which a stream looks like a session.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.decode import FloatArray
+from bundle.encode import IntArray
+from bundle.errors import BundleError
+from bundle.plan import openvino_settings
+
+
+class Stream:
+    """One computation at a time of a model; two threads may not call the same one.
+
+    Attributes:
+        inputs, outputs: names of the model's tensors; an input that the graph does not read may be gone.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self.inputs = sorted(name for port in compiled.inputs for name in port.get_names())
+        self.outputs = sorted(name for port in compiled.outputs for name in port.get_names())
+        self._request = compiled.create_infer_request()
+
+    def run(self, outputs: Sequence[str], feeds: dict[str, IntArray]) -> list[FloatArray]:
+        """Named outputs of one batch, as ONNX Runtime's session gives them.
+
+        Args:
+            feeds: int64 (windows, tokens) each.
+        """
+        found = self._request.infer({name: feeds[name] for name in self.inputs})
+        return [found[name] for name in outputs]
+
+
+def open_streams(graph: Path, sessions: int, threads: int) -> list[Stream]:
+    """Opens a graph once, for so many computations at the same time.
+
+    Args:
+        threads: of each computation.
+
+    Raises:
+        BundleError: OpenVINO cannot load the graph.
+    """
+    # OpenVINO reports its use to its makers unless this package is missing.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+
+        compiled = openvino.Core().compile_model(str(graph), "CPU", openvino_settings(sessions, threads))
+    except Exception as error:  # RuntimeError for all that it does not know, ImportError for a broken installation
+        raise BundleError(f"{graph}: OpenVINO cannot load it: {error}") from error
+    return [Stream(compiled) for _ in range(sessions)]
+
+
+def openvino_version() -> str:
+    """OpenVINO's version, where it has been loaded."""
+    return str(getattr(sys.modules.get("openvino"), "__version__", ""))
