@@ -1,4 +1,4 @@
-"""Makes a BERT of medium size of a smaller one: ``python docs/bench/grow.py m3e-small FOLDER``.
+"""Makes a BERT of medium size of a smaller one: ``PYTHONPATH=. python docs/bench/grow.py m3e-small FOLDER``.
 
 The bench asks for a nano and a medium-sized model, and pip brings no medium Chinese weights. Random ones would not do:
 the gate compares answers, and an untrained model's are chance. So the small encoder is widened and stacked as bert2BERT
