@@ -33,7 +33,7 @@ def test_a_version_is_kept_with_a_model_of_its_own_in_triton(home: Path, tmp_pat
     assert done.exit_code == 0, done.output
     version = open_bundle(home / "versions" / "1")
     assert version.manifest == open_bundle(home / "bundle").manifest
-    assert sorted(folder.name for folder in repository.iterdir()) == ["news", "news@1"]
+    assert sorted(folder.name for folder in repository.iterdir()) == ["news", "news@1", "news@1_16", "news_16"]
     config = (repository / "news@1" / "config.pbtxt").read_text(encoding="utf-8")
     assert 'name: "news@1"' in config and 'backend: "onnxruntime"' in config
     assert "response_cache { enable: true }" in config
