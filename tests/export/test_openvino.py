@@ -191,7 +191,7 @@ def test_an_int8_form_passes_the_gate_again_with_openvinos_answers(
 ) -> None:
     from export.on_openvino import refusal
 
-    # Its attention is not in integers, and the gate has refused it: these weights are drawn too wide for 8 bits.
+    # OpenVINO can open it. The gate has refused it: these weights are drawn too wide for 8 bits.
     bundle = copied("ernie-multitask")
     assert refusal(bundle, "onnx_int8", journal).startswith("the gate refuses it: ")
     # Under bounds that it keeps.
