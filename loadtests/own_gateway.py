@@ -10,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loadtests.errors import GatewayUnreachable
 
@@ -40,6 +42,7 @@ class OwnGateway:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]
         self.host = f"http://127.0.0.1:{port}"
+        self._before: Any = None
         self.log = say or log_folder / "gateway.log"
         log_folder.mkdir(parents=True, exist_ok=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLIPWAY_", "TRITON_"))}
@@ -56,6 +59,9 @@ class OwnGateway:
             )
 
     def __enter__(self) -> OwnGateway:
+        if threading.current_thread() is threading.main_thread():
+            # Who ends the test by a signal must not leave its gateway behind.
+            self._before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             self._until_ready()
         except BaseException:
@@ -64,6 +70,8 @@ class OwnGateway:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:

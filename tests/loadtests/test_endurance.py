@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from loadtests.chaos_report import failures, figures_of, markdown
 from loadtests.soak import judged, plot
 from loadtests.texts import Ask
 from loadtests.trend import trend
+from tests.serving.tiny_bundle import make_bundle
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_scores_may_differ_by_rounding_and_labels_may_not() -> None:
@@ -167,3 +172,27 @@ def test_callers_notice_a_refusal_without_retry_after_a_fault_and_no_answer(
     nowhere = Callers("http://127.0.0.1:9", "news", [Ask("short", 0, "好", None)], timeout=5, seed=1)
     (outcome,) = asyncio.run(nowhere.open_loop(1, 1, 1))
     assert outcome.fault == "connection refused"
+
+
+# Enters a gateway of its own, says its process id, and waits to be ended.
+ENDURES = """
+import sys, time
+from pathlib import Path
+from loadtests.own_gateway import OwnGateway
+with OwnGateway(["--engine", "onnx", "--bundles", sys.argv[1]], Path(sys.argv[2])) as gateway:
+    print(gateway.pid, flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+def test_whoever_ends_a_test_of_endurance_ends_its_gateway(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "artifacts" / "news" / "bundle", "news", "single-label")
+    command = [sys.executable, "-c", ENDURES, str(tmp_path / "artifacts"), str(tmp_path / "logs")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        gateway = Path(f"/proc/{int(process.stdout.readline())}")
+        assert gateway.exists()
+        process.terminate()
+        assert process.wait(60) == 143
+    assert not gateway.exists()
