@@ -7,7 +7,6 @@ ends at 65,504: that a graph answers well there says little of a GPU. `rehearsed
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,11 +30,9 @@ def half(model: onnx.ModelProto, keep: Sequence[str] = ()) -> onnx.ModelProto:
 
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
-    before = list(sys.path)
-    try:
-        from onnxruntime.transformers import float16  # its package puts its own folder on the path
-    finally:
-        sys.path[:] = before
+    # Its package puts its own folder on the path, which its other modules go on to need.
+    from onnxruntime.transformers import float16
+
     # Shapes need not be inferred: ONNX does not know ONNX Runtime's own operators, and what stays float32 is taken
     # care of below. Weights that only such an operator reads are left float32.
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *keep]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,8 @@ class Figure:
             "ytick.color": palette.ink,
             "legend.frameon": False,
         }
-        with matplotlib.rc_context(style):
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
             figure = pyplot.figure(figsize=self.size, layout="constrained")
             self.draw(figure, palette)
             stream = io.BytesIO()

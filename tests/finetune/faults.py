@@ -92,7 +92,7 @@ FAULTS: dict[str, Case] = {
         "label-noise", lambda seed: flipped(mood_rows(800, seed), 0.25), {"epochs": "5", "batch": "32"}
     ),
     "a rate that grows after it was learned": Case(
-        "forgetting", train={"learning_rate": "8e-2", "warmup": "0.9", "epochs": "6"}
+        "forgetting", train={"learning_rate": "8e-2", "warmup": "0.95", "epochs": "8"}
     ),
     "no clipping and an absurd rate": Case("not-finite", train={"learning_rate": "1e30", "clip": "0"}),
 }
