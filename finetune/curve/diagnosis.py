@@ -34,6 +34,11 @@ class Finding:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
+# After a rate was lowered: how many updates tell whether it is low enough, and the multiple of chance above which their
+# mean loss says that it is not. Models at a rate that they learned from had at most 1.17 there, those at ten times such
+# a rate 1.22 to 1.91 (docs/decisions/0007-curve.md).
+TELLING, THROWN_ABOUT = 20, 1.2
+
 Detector = Callable[["View", Thresholds], tuple[str, dict[str, Any]] | None]
 
 
@@ -48,6 +53,10 @@ class View:
             if point["kind"] == "event" and "rollback" in point and not point.get("dry_run")
         ]
         points = history.points[rollbacks[-1] + 1 :] if rollbacks else history.points
+        # The step of the last rollback, if it was for a rate that was too high.
+        last = history.points[rollbacks[-1]] if rollbacks else {}
+        self.lowered = int(last["step"]) if last.get("finding") in ("rate-too-high", "not-finite") else None
+        self.first = next((point["loss"] for point in history.points if point["kind"] == "train"), None)
         self.run, self.step = run, history.step
         self.progress = history.step / max(1, run["steps"])
         self.train = [point for point in points if point["kind"] == "train"]
@@ -122,6 +131,41 @@ def rate_too_high(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] 
             f"train loss is no better than chance; {advice}",
             {"step_share": violent[0]["rate"] / view.run["rms"], "train_loss": _mean(losses), "chance": view.chance},
         )
+    if still := _still_too_high(view, limits):
+        symptom, evidence = still
+        return f"the rate was lowered at step {view.lowered:,}, and since then {symptom}; {advice}", evidence
+    return None
+
+
+def _still_too_high(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] | None:
+    """A rate that was lowered once and is still too high: how that shows, if it does.
+
+    A pretrained encoder is lost at steps that a new, small one learns from, so the size of a step tells nothing here.
+    But no model need be worse than one that only knows how frequent each label is, nor than it began, unless its own
+    steps throw it about. Where labels are many or rare, a healthy model begins far above chance and comes down slowly.
+    What is left of an encoder once it was thrown about gives every text the same answer, at the loss of chance.
+    """
+    if view.lowered is None or view.step < view.lowered + TELLING:
+        return None
+    if any(point["loss"] is not None and point["loss"] < (1 - limits.flat) * view.dev_chance for point in view.dev):
+        return None
+    # The first point is the loss of what the run went back to.
+    since = view.train[1:]
+    told = [point for point in since if point["step"] > view.step - TELLING]
+    told = since[-3:] if len(told) < 3 else told
+    if len(told) < 3:
+        return None
+    loss = _mean([point["loss"] for point in told])
+    evidence = {"train_loss": loss, "chance": view.chance, "first_loss": view.first}
+    begun = view.first if view.first is not None and view.first > THROWN_ABOUT * view.chance else view.chance
+    if loss is None or loss > THROWN_ABOUT * begun:
+        return "the train loss is above that of a model which only knows how frequent each label is", evidence
+    alike = [point["top_answer"] for point in view.dev]
+    # Several labels, none or the usual one may be answered everywhere for long by a model that learns.
+    chooses = view.run.get("task") in ("single-label", "text-pair") and view.run["train_majority"] < 0.7
+    long = view.step >= view.lowered + 2 * TELLING and len(alike) >= limits.patience
+    if chooses and long and min(alike) >= limits.majority and loss > limits.unlearned * view.chance:
+        return "every row gets the same answer, at the loss of chance", evidence | {"top_answer": alike[-1]}
     return None
 
 

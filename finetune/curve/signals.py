@@ -25,6 +25,7 @@ from bundle.rows import Row
 from finetune.batches import Item
 from finetune.curve.record import NAME, Point, Record
 from finetune.freezing import Freezer
+from finetune.losses import class_weights
 from finetune.model.layers import by_layer
 from finetune.parallel import share
 from finetune.prepare import Prepared
@@ -70,6 +71,8 @@ class Signals:
         self.rate = self.travel = 0.0
         self.number = 0  # of the next batch in the plan
         self.best_right: Array | None = None
+        weights = class_weights(prepared.train, prepared)
+        self.weights = None if weights is None else np.array(weights)
         self.targets: Array | None = None
         self.believed: Array | None = None
         if self.task.classifies and self.task.kind != "multi-label":
@@ -321,8 +324,9 @@ class Signals:
             return None
         if len(rows) == len(gold):
             return loss
-        logits = outputs[0].astype("float32").numpy()[rows]
-        return float(-np.log(np.clip(softmax(logits)[np.arange(len(rows)), gold[rows]], 1e-12, None)).mean())
+        logits, own = outputs[0].astype("float32").numpy()[rows], gold[rows]
+        losses = -np.log(np.clip(softmax(logits)[np.arange(len(rows)), own], 1e-12, None))
+        return float(np.average(losses, weights=None if self.weights is None else self.weights[own]))
 
     def _ever_trained(self, model: Any) -> list[Any]:
         if self.freezer is None or not self.freezer.staged:
@@ -521,19 +525,26 @@ def _gold(row: Row, task: Task) -> Any:
 
 def chance_losses(prepared: Prepared) -> tuple[float, float]:
     """The loss on train, and on the watched dev rows, of a model that only knows how frequent each label (a tagger:
-    each tag) is in train."""
+    each tag) is in train.
+
+    Where classes have weights in the training loss, it answers what is best under them: its loss on train is weighted
+    as that of the training is, its loss on dev is not, as no dev loss is.
+    """
     task = prepared.task
     losses = [0.0, 0.0]
     splits = (prepared.train, prepared.dev_watch)
     if task.classifies:
         golds = [[found for row in rows if (found := class_target(row, task)) is not None] for rows in splits]
+        weights = np.array(class_weights(prepared.train, prepared) or np.ones(len(task.labels)))
         if task.kind == "multi-label":
-            known = np.clip(np.mean(golds[0], axis=0), 1e-3, 1 - 1e-3)
+            own = np.clip(np.mean(golds[0], axis=0), 1e-3, 1 - 1e-3)
+            known = weights * own / (weights * own + 1 - own)
             for place, gold in enumerate(golds):
                 share = np.mean(gold, axis=0)
-                losses[place] += float(-(share * np.log(known) + (1 - share) * np.log(1 - known)).mean())
+                positive = share if place else share * weights
+                losses[place] += float(-(positive * np.log(known) + (1 - share) * np.log(1 - known)).mean())
         else:
-            for place, value in enumerate(_cross_entropies(golds, len(task.labels))):
+            for place, value in enumerate(_cross_entropies(golds, weights)):
                 losses[place] += value
     if task.tags:
         tags: list[list[int]] = [[], []]
@@ -543,13 +554,17 @@ def chance_losses(prepared: Prepared) -> tuple[float, float]:
             for item, row in zip(encode_rows(rows, prepared.encoder), rows, strict=True):
                 found = tag_target(item, row, task)
                 tags[place] += [] if found is None else found.tolist()
-        for place, value in enumerate(_cross_entropies(tags, len(task.token_labels or task.labels))):
+        for place, value in enumerate(_cross_entropies(tags, np.ones(len(task.token_labels or task.labels)))):
             losses[place] += value
     return max(losses[0], 1e-6), max(losses[1], 1e-6)
 
 
-def _cross_entropies(golds: Sequence[Sequence[int]], labels: int) -> list[float]:
-    """Of each split with the shares of the first; a label that the first lacks counts as one row."""
-    counts = np.maximum(np.bincount(np.array(golds[0], dtype=int), minlength=labels), 1)
+def _cross_entropies(golds: Sequence[Sequence[int]], weights: Array) -> tuple[float, float]:
+    """Of both splits with the weighted shares of the first, in which a label that it lacks counts as one row."""
+    counts = np.maximum(np.bincount(np.array(golds[0], dtype=int), minlength=len(weights)), 1) * weights
     surprise = -np.log(counts / counts.sum())
-    return [float(surprise[np.array(gold, dtype=int)].mean()) if len(gold) else 0.0 for gold in golds]
+    first, second = (np.array(gold, dtype=int) for gold in golds)
+    return (
+        float(np.average(surprise[first], weights=weights[first])) if len(first) else 0.0,
+        float(surprise[second].mean()) if len(second) else 0.0,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,55 @@ def test_rows_that_were_right_by_chance_cannot_be_forgotten() -> None:
 
     assert found([0.5, 0.5, 0.775], [0.0, 1.0, 0.3]) == []
     assert found([0.85, 1.0, 0.5, 0.5], [0.1, 0.0, 0.5, 0.5]) == ["forgetting"]
+
+
+def test_a_rate_that_was_lowered_is_still_too_high_where_train_stays_above_chance() -> None:
+    """Not where it is at chance, as a healthy model's may be for long, nor where it comes down from far above."""
+    assert lowered(0.9) and lowered(0.9, dev=[(0.7, 0.6)])
+    assert not lowered(0.9, updates=19) and not lowered(0.8) and not lowered(0.8, first=4.0)
+    assert not lowered(2.0, first=2.0), "it is as it began"
+    assert not lowered(0.9, dev=[(0.6, 0.6)]), "dev was better than chance"
+    assert not lowered(0.9, finding="forgetting") and not lowered(0.9, dry_run=True)
+
+
+def test_a_rate_that_was_lowered_is_still_too_high_where_every_row_gets_the_same_answer_for_long() -> None:
+    alike = [(0.7, 1.0), (0.69, 1.0)]
+    assert lowered(0.7, updates=40, dev=alike)
+    assert not lowered(0.7, updates=39, dev=alike) and not lowered(0.7, updates=40, dev=alike[:1])
+    assert not lowered(0.7, updates=40, dev=[*alike, (0.69, 0.9)])
+    assert not lowered(0.7, updates=40, dev=alike, task="multi-label")
+
+
+def lowered(
+    loss: float,
+    updates: int = 20,
+    *,
+    first: float = 0.7,
+    dev: Sequence[tuple[float, float]] = (),
+    task: str = "single-label",
+    **event: object,
+) -> bool:
+    """Whether a rate is found too high so many updates after it was lowered.
+
+    Args:
+        loss: of each of these updates but for the first of them.
+        first: the loss of that, with the weights of the start.
+        dev: loss and share of the most common answer of each evaluation since.
+        event: what was else about the event that lowered it.
+    """
+    points: list[dict[str, object]] = [
+        {"kind": "train", "step": 1, "rate": 1e-3, "loss": first, "travel": 1.0},
+        {"kind": "event", "step": 8, "finding": "rate-too-high", "rollback": 0, **event},
+    ]
+    points += [
+        {"kind": "dev", "step": 9, "loss": own, "train_loss": 0.7, "gap": 0.0, "right": 0.5, "top_answer": top}
+        for own, top in dev
+    ]
+    points += [
+        {"kind": "train", "step": step, "rate": 1e-4, "loss": loss if step > 9 else first, "travel": 1.0}
+        for step in range(9, 9 + updates)
+    ]
+    return "rate-too-high" in {finding.name for finding in diagnose(History({**RUN, "task": task}, points))}
 
 
 def test_an_empty_history_has_no_finding_and_a_threshold_can_be_changed() -> None:

@@ -18,6 +18,7 @@ from finetune.curve.record import NAME, History, Record, read
 from finetune.curve.settings import BackOff, Curve, EarlyStop, RaiseDropout
 from finetune.model.paddle_weights import read_paddle_state
 from finetune.recipe import load
+from finetune.train import Trained
 from tests.finetune.short_training import RUN, run, weights, write_recipe
 from tests.tiny_base import mood_rows
 
@@ -64,6 +65,20 @@ def lost(found: Controller, step: int) -> None:
     found.record.add(
         "dev", step, loss=1.4, train_loss=1.2, gap=0.3, top_answer=1.0, right=0.5, scores={"macro_f1": 0.3}
     )
+
+
+def killed_and_resumed(recipe: Path, folder: Path, step: int) -> Trained:
+    """Trains in a process of its own, which is killed once the record has the step; then to the end in this one."""
+    command = [sys.executable, "-m", "tests.finetune.short_training", str(recipe), str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    # The record is there a moment before its first line is.
+    while not (folder / NAME).is_file() or not (folder / NAME).stat().st_size or read(folder).step < step:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return run(recipe, folder)
 
 
 def test_a_strategy_keeps_to_its_cool_down_and_budget(tmp_path: Path) -> None:
@@ -146,6 +161,48 @@ def test_a_rate_100_times_too_high_is_saved_to_within_two_points_of_the_good_rec
     assert all(point["rate"] > 1e-3 for point in dry.of("train")[20:60]), "a dry run turns nothing"
 
 
+# As with a pretrained encoder, for which a step below the limit may be far too large: a tenth of the rate is not found
+# by the size of its steps.
+BLIND = 'control = "on"\nthresholds = { step = 0.5 }'
+
+
+@pytest.fixture(scope="module")
+def lowered_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Trained]:
+    """The recipe, the run folder and the result of a run whose rate is lowered once, and again by what it did."""
+    folder = tmp_path_factory.mktemp("lowered")
+    train = {"eval_every": "0.05", "epochs": "8", "watch_rows": "40", "learning_rate": "0.3", "seed": "1"}
+    recipe = write_recipe(folder, train=train, curve=BLIND)
+    return recipe, folder / "run", run(recipe, folder / "run")
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_still_too_high_after_it_was_lowered_is_lowered_again(
+    lowered_twice: tuple[Path, Path, Trained], tmp_path: Path
+) -> None:
+    recipe, folder, saved = lowered_twice
+    good = write_recipe(tmp_path, base=recipe.parent / "base", train={**FEW, "seed": "1"})
+    assert saved.best >= run(good, tmp_path / "good-run").best - 0.02
+    first, second = read(folder).of("event")
+    assert (first["after"], second["after"]) == ({"rate": 0.1}, {"rate": 0.01})
+    assert "one update moves" in first["reason"] and "was lowered at step" in second["reason"]
+    assert first["rollback"] == second["rollback"] == 0, "no checkpoint in between had learned anything"
+    assert second["step"] >= first["step"] + 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_two_back_offs_ends_with_the_same_weights(
+    lowered_twice: tuple[Path, Path, Trained], tmp_path: Path
+) -> None:
+    recipe, folder, whole = lowered_twice
+    first, second = (event["step"] for event in read(folder).of("event"))
+    step = -(-first // 10) * 10 + 2  # after the first checkpoint of the lost weights, from which it resumes
+    resumed = killed_and_resumed(recipe, tmp_path, step)
+    assert first <= resumed.resumed_from < second
+    for name, value in weights(resumed).items():
+        np.testing.assert_allclose(value, weights(whole)[name], atol=1e-6, err_msg=name)
+    assert read(tmp_path).of("event") == read(folder).of("event")
+
+
 @pytest.fixture(scope="module")
 def eager(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, np.ndarray[Any, Any]]]:
     """The recipe, the run folder and the weights of a run in which one strategy after the other fires."""
@@ -196,19 +253,10 @@ def test_a_run_killed_at_a_random_step_ends_with_the_same_weights_interventions_
     eager: tuple[Path, Path, dict[str, np.ndarray[Any, Any]]], tmp_path: Path
 ) -> None:
     recipe, whole, wanted = eager
-    command = [sys.executable, "-m", "tests.finetune.short_training", str(recipe), str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seed = random.randrange(1 << 16)
     step = random.Random(seed).randrange(6, 47)  # the first checkpoint is at 4, the run stops itself at about 52
     print(f"seed {seed}: killed at step {step}")
-    deadline = time.monotonic() + 300
-    # The record is there a moment before its first line is.
-    while not (tmp_path / NAME).is_file() or not (tmp_path / NAME).stat().st_size or read(tmp_path).step < step:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = run(recipe, tmp_path)
+    resumed = killed_and_resumed(recipe, tmp_path, step)
     assert resumed.resumed_from > 0
     for name, value in weights(resumed).items():
         np.testing.assert_allclose(value, wanted[name], atol=1e-6, err_msg=name)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bundle.errors import DataError, RecipeError
+from bundle.manifest import Task
 from bundle.rows import Row
 from finetune.curve.record import Record, read
 from finetune.curve.signals import attention_entropy, calibration_error, chance_losses, mean_cosine, suspects
@@ -48,6 +51,45 @@ def test_the_chance_loss_is_the_same_where_rows_stand_in_the_order_of_their_labe
     prepared = prepare(load(str(write_recipe(tmp_path))), lambda _: None)
     ordered = [Row("x", label) for label in prepared.task.labels for _ in range(6000)]
     assert chance_losses(replace(prepared, train=ordered)) == pytest.approx((np.log(2), np.log(2)), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["single-label", "multi-label"])
+def test_no_constant_answer_is_better_than_the_chance_loss_where_classes_have_weights(kind: str) -> None:
+    """As the training weighs them; on dev it is the unweighted loss of the same answer."""
+    import paddle
+
+    from finetune.answers import dev_loss
+    from finetune.losses import class_weights, loss_of
+    from finetune.targets import class_target
+
+    task = Task(kind=kind, labels=("a", "b", "c"))  # type: ignore[arg-type]
+    names = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
+    rows = [Row("x", name) if kind == "single-label" else Row("x", labels=(name,)) for name in names]
+    prepared: Any = SimpleNamespace(
+        task=task,
+        train=rows,
+        dev_watch=rows,
+        recipe=SimpleNamespace(train=SimpleNamespace(class_balance=0.5)),
+    )
+    chance, dev_chance = chance_losses(prepared)
+    golds = np.array([class_target(row, task) for row in rows])
+    weight = paddle.to_tensor(class_weights(rows, prepared), dtype="float32")
+
+    def weighted(logits: Any) -> Any:
+        many = paddle.tile(logits, [len(rows), 1])
+        return loss_of((many,), {"labels": paddle.to_tensor(golds)}, task, weight)
+
+    logits = paddle.zeros([1, 3])
+    logits.stop_gradient = False
+    for _ in range(500):
+        loss = weighted(logits)
+        loss.backward()
+        logits = (logits - 2 * logits.grad).detach()
+        logits.stop_gradient = False
+    assert float(loss) == pytest.approx(chance, abs=1e-4)
+    encoded = SimpleNamespace(windows=[])
+    answer: Any = SimpleNamespace(logits=[logits.numpy()[0]], encoded=encoded)
+    assert dev_loss(prepared, [answer] * len(rows)) == pytest.approx(dev_chance, abs=1e-3)
 
 
 def test_a_record_comes_back_as_it_was_written_and_drops_what_a_resumed_run_makes_again(tmp_path: Path) -> None:
