@@ -35,8 +35,8 @@ class Finding:
 
 
 # After a rate was lowered: how many updates tell whether it is low enough, and the multiple of chance above which their
-# mean loss says that it is not. Models at a rate that they learned from had at most 1.17 there, those at ten times such
-# a rate 1.22 to 1.91 (docs/decisions/0007-curve.md).
+# mean loss says that it is not. Rates that are learned from had at most 1.17 there, ten times such a rate on m3e-small
+# 1.22 to 1.91 (docs/decisions/0007-curve.md).
 TELLING, THROWN_ABOUT = 20, 1.2
 
 Detector = Callable[["View", Thresholds], tuple[str, dict[str, Any]] | None]
