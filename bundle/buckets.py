@@ -18,9 +18,15 @@ _LINE = r'key: "%s" value \{ string_value: "(%s)" \}'
 def bucket_names(name: str, buckets: Sequence[int]) -> dict[int, str]:
     """Tokens of a window → the model that reads windows of this length, ascending; the widest comes last.
 
+    Without buckets one model reads windows of every length, for which 0 stands.
+
     >>> bucket_names("news", (128, 32))
     {32: 'news_32', 128: 'news'}
+    >>> bucket_names("news", ())
+    {0: 'news'}
     """
+    if not buckets:
+        return {0: name}
     return {tokens: name if tokens == max(buckets) else f"{name}_{tokens}" for tokens in sorted(buckets)}
 
 

@@ -116,7 +116,7 @@ def config_pbtxt(
     most = setup.windows if setup else MAX_BATCH
     lines = [
         f"# Written by `make export` from the bundle {manifest.name!r}; changes are lost at the next export.",
-        f'name: "{bucket_names(base, buckets)[tokens] if tokens else base}"',
+        f'name: "{bucket_names(base, buckets)[tokens]}"',
         *(['backend: "python"'] if backend == "python" else ['platform: "onnxruntime_onnx"', 'backend: "onnxruntime"']),
         f"max_batch_size: {most}",
         *(_tensor("input", tensor, tokens, ragged=backend == "python") for tensor in manifest.signature.inputs),
@@ -214,8 +214,8 @@ def write_repository(
     artifact = manifest.artifacts[form]
     name = triton_name(bundle.root, manifest)
     lengths = _lengths(manifest, artifact, backend, buckets)
-    # Tokens of a window → model; 0 stands for all lengths. The one that names the others comes last.
-    models = bucket_names(name, lengths) if lengths else {0: name}
+    # The one that names the others comes last.
+    models = bucket_names(name, lengths)
     bundle.verify([form])
     repository.mkdir(parents=True, exist_ok=True)
     gone = _other_buckets(repository, name, set(models.values()))

@@ -138,6 +138,12 @@ class Door:
             self._measuring.end(call, route, status, failed=status >= 500)
 
 
+def milliseconds(said: str) -> int:
+    """The time that the header `TIMEOUT` asks for; 0 where that is none."""
+    # ASCII digits alone: int() reads more than a header should say.
+    return int(said) if re.fullmatch(r"[0-9]{1,9}", said) else 0
+
+
 def read_terms(
     told: Mapping[str, str],
     settings: Settings,
@@ -162,11 +168,10 @@ def read_terms(
         priority = "bulk" if said == "bulk" else "interactive"
     seconds = settings.timeout_seconds
     if (said := told.get(TIMEOUT)) is not None:
-        # ASCII digits alone: int() reads more than a header should say.
-        if not re.fullmatch(r"[0-9]{1,9}", said) or not int(said):
+        if not (asked := milliseconds(said)):
             wanted = "whole milliseconds, from 1"
             raise RequestError("X-Request-Timeout-Ms", f"X-Request-Timeout-Ms is {said[:20]!r}; it must be {wanted}")
-        seconds = min(int(said) / 1000, settings.most_seconds)
+        seconds = min(asked / 1000, settings.most_seconds)
 
     async def gone() -> None:
         assert receive

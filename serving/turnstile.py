@@ -1,7 +1,8 @@
 """Refusals that never become a request: where a model is full, the connection itself answers 429.
 
 At ten times what a gateway can do, nine of ten requests are refused, and what that costs is taken from the engine. The
-way through the framework and the door to the same answer takes four times as long (docs/decisions/0008-under-load.md).
+way through the framework and the door to the same answer takes over three times as long (python -m
+tests.serving.refusal_cost; docs/decisions/0008-under-load.md).
 So a plain request of the native dialect, of which the door would say the same, is answered as soon as its headers are
 read. Whatever needs a closer look goes on to the door, which decides by itself; nothing is kept or counted here then.
 """
@@ -14,18 +15,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bundle.errors import Overloaded
-from serving.errors import problem_body, retry_after
+from serving.door import TIMEOUT, milliseconds
+from serving.errors import MEDIA_TYPE, problem_body, retry_after
 from serving.tracing import ID
 
 if TYPE_CHECKING:
     from serving.gateway import Gateway
 
 _PATH = re.compile(rb"/v1/models/([A-Za-z0-9._-]+)/predict")
+_TIMEOUT = TIMEOUT.encode()
 # Headers that ask for nothing which is decided later; with another one the door decides.
 _PLAIN = frozenset(
     (b"host", b"content-type", b"content-length", b"accept", b"accept-encoding", b"accept-language", b"user-agent",
-     b"connection", b"x-request-id", b"x-request-timeout-ms")
+     b"connection", b"x-request-id", _TIMEOUT)
 )  # fmt: skip
+_MEDIA_TYPE = MEDIA_TYPE.encode()
 # Stands for the request's id where a body is made once for many.
 _ANY = "0" * 16
 
@@ -63,7 +67,7 @@ class Turnstile:
                 return None
             if header == b"x-request-id":
                 request_id = value.decode("latin-1")
-            elif header == b"x-request-timeout-ms" and not (value.isdigit() and len(value) <= 9 and int(value)):
+            elif header == _TIMEOUT and not milliseconds(value.decode("latin-1")):
                 return None
         if gateway.keys.guarded or gateway.measuring.watches_each:
             return None
@@ -75,13 +79,15 @@ class Turnstile:
         self._gateway.measuring.telemetry.turned_away(name, full.reason)
         seconds, sentence = retry_after(full) or 1, str(full)
         if self._said[:2] != (sentence, seconds):
-            before, after = problem_body(full, _ANY).model_dump_json(exclude_none=True).encode().split(_ANY.encode())
+            body = problem_body(full, _ANY).model_dump_json(exclude_none=True).encode()
+            # The last one: a model may be called so.
+            before, _, after = body.rpartition(_ANY.encode())
             self._said = sentence, seconds, before, after
         _, _, before, after = self._said
         given = request_id.encode()
         trace, span = self._dice.getrandbits(128) or 1, self._dice.getrandbits(64) or 1
         return (
-            b"retry-after: %d\r\ncontent-length: %d\r\ncontent-type: application/problem+json\r\nx-request-id: %b\r\n"
+            b"retry-after: %d\r\ncontent-length: %d\r\ncontent-type: %b\r\nx-request-id: %b\r\n"
             b"traceparent: 00-%032x-%016x-00\r\nx-content-type-options: nosniff\r\n\r\n%b%b%b"
-            % (seconds, len(before) + len(given) + len(after), given, trace, span, before, given, after)
+            % (seconds, len(before) + len(given) + len(after), _MEDIA_TYPE, given, trace, span, before, given, after)
         )

@@ -89,15 +89,19 @@ def main() -> None:
 
     from safetensors.numpy import save_file
 
+    from bundle.errors import SlipwayError
     from finetune.model.base import open_base
     from finetune.model.torch_weights import read_torch_state
 
-    base = open_base(given.base)
+    try:
+        base = open_base(given.base)
+        state = read_torch_state(base.folder / "pytorch_model.bin")
+    except (SlipwayError, OSError) as error:
+        sys.exit(f"grow: {error}")
     config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     head = config["hidden_size"] // config["num_attention_heads"]
     if given.hidden % head or given.hidden < config["hidden_size"] or given.layers < config["num_hidden_layers"]:
         sys.exit(f"grow: --hidden must be a multiple of {head}, and neither may be smaller than the base's")
-    state = read_torch_state(base.folder / "pytorch_model.bin")
     grown = grow(state, config, given.layers, given.hidden)
     given.folder.mkdir(parents=True, exist_ok=True)
     save_file({name: np.ascontiguousarray(value) for name, value in grown.items()}, given.folder / "model.safetensors")

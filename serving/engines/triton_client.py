@@ -75,7 +75,7 @@ class Loaded:
 
     def names(self, model: ServedModel) -> list[str]:
         """What Triton calls the models that answer for this one."""
-        return list(bucket_names(model.triton_name, self.buckets).values()) if self.buckets else [model.triton_name]
+        return list(bucket_names(model.triton_name, self.buckets).values())
 
 
 # Of a model that was not looked at yet.
@@ -239,7 +239,7 @@ class TritonClient:
         config = await self._config(model, model.triton_name)
         buckets = _buckets_of(config)
         found = [self._compared(model, config, buckets[-1] if buckets else 0)]
-        for tokens, name in bucket_names(model.triton_name, buckets).items() if buckets else ():
+        for tokens, name in bucket_names(model.triton_name, buckets).items():
             if name != model.triton_name:
                 try:
                     found.append(self._compared(model, await self._config(model, name), tokens))

@@ -15,7 +15,7 @@ def models_in(model: ServedModel, repository: Path) -> list[str]:
     """What Triton calls the models that answer for one of ours: its own name, with length buckets also theirs."""
     config = repository / model.triton_name / "config.pbtxt"
     buckets = buckets_in(config.read_text(encoding="utf-8")) if config.is_file() else ()
-    return list(bucket_names(model.triton_name, buckets).values()) if buckets else [model.triton_name]
+    return list(bucket_names(model.triton_name, buckets).values())
 
 
 def check_repository(model: ServedModel, repository: Path) -> None:
