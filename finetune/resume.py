@@ -59,6 +59,12 @@ def spent_until(checkpoint: Path | None) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
 
+def begun_until(run: Path, step: int) -> int:
+    """The step at which the run had begun, as it was known at a step: above 0 where it began anew before."""
+    path = run / NAME
+    return read(path).until(step).begun if path.is_file() else 0
+
+
 def read_history(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []

@@ -29,7 +29,7 @@ from finetune.freezing import Freezer
 from finetune.machine import quiet_paddle
 from finetune.model.heads import draw_head
 from finetune.prepare import Prepared, Say
-from finetune.resume import checkpoint_of, had_stopped, read_history, spent_until, step_of
+from finetune.resume import begun_until, checkpoint_of, had_stopped, read_history, spent_until, step_of
 from finetune.windows import planned
 
 # Called with the step, the steps planned and the dev scores by name.
@@ -124,14 +124,17 @@ def train(
         trainer.spent = lambda: before + time.monotonic() - start
         resumed = step_of(checkpoint)
         if checkpoint is not None:
-            say(f"resuming at step {resumed:,} of {len(batches) // recipe.train.accumulate:,}")
+            begun = 0
             if signals is not None:
                 signals.load(checkpoint)
+                begun = begun_until(own, resumed)
+            trainer.plan.length += begun * recipe.train.accumulate
+            say(f"resuming at step {resumed:,} of {begun + len(batches) // recipe.train.accumulate:,}")
             if trainer.delay is not None:
                 trainer.delay.load(checkpoint)
             if had_stopped(trainer, own, resumed, recipe.train.patience):
                 # PaddleNLP forgets that a run had stopped; with nothing left in the plan it only restores the best.
-                del batches[resumed * recipe.train.accumulate :]
+                trainer.plan.length, trainer.plan.endless = resumed * recipe.train.accumulate, False
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:

@@ -40,7 +40,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
     """PaddleNLP's Trainer over planned windows.
 
     Args:
-        batches: the plan; the run reads it in order.
+        batches: the plan; the run reads it in order, and again from its beginning where it begins anew.
         signals: measures the training, or None.
         more: PaddleNLP's own arguments.
     """
@@ -60,7 +60,8 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
         signals: Signals | None,
         **more: Any,
     ) -> None:
-        self.prepared, self.windows, self.batches, self.signals = prepared, windows, batches, signals
+        self.prepared, self.windows, self.signals = prepared, windows, signals
+        self.plan = Planned(batches, endless=prepared.recipe.curve.control == "on" and signals is not None)
         weights = class_weights(prepared.train, prepared)
         self.loss_weight = None if weights is None else paddle.to_tensor(weights, dtype="float32")
         super().__init__(train_dataset=windows, eval_dataset=prepared.dev_watch, data_collator=windows.collate, **more)
@@ -68,7 +69,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         return paddle.io.DataLoader(
             self.windows,
-            batch_sampler=Planned(self.batches),
+            batch_sampler=self.plan,
             collate_fn=self._collate,
             num_workers=0,
             return_list=True,

@@ -18,7 +18,7 @@ from paddlenlp.trainer import EarlyStoppingCallback, TrainerCallback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.curve.diagnosis import diagnose
-from finetune.curve.intervention import Hands, knobs_of
+from finetune.curve.intervention import Hands, deeds, knobs_of
 from finetune.curve.record import Point
 from finetune.curve.signals import Signals, square
 from finetune.freezing import Freezer
@@ -45,7 +45,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.accumulate = prepared.recipe.train.accumulate
         self.tokens, self.say, self.signals, self.freezer = tokens_per_batch, say, signals, freezer
         self.on_evaluation = on_evaluation
-        self.started, self.first_step = time.monotonic(), 0
+        self.started, self.first_step, self.tokens_read = time.monotonic(), 0, 0
         self.loss = float("nan")
         self.rate = 0.0
         self.ill: list[str] = []
@@ -82,7 +82,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.progress.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.freezer.apply(state.global_step, self._turned())
+        self.freezer.apply(state.global_step - self._begun(), self._turned())
 
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, scaler: Any = None, **_: Any) -> None:
         if self.hands is not None:
@@ -97,8 +97,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        done = sum(self.tokens[self.first_step * self.accumulate : state.global_step * self.accumulate])
-        rate = done / max(time.monotonic() - self.started, 1e-9)
+        places = range((state.global_step - 1) * self.accumulate, state.global_step * self.accumulate)
+        self.tokens_read += sum(self.tokens[place % len(self.tokens)] for place in places)
+        rate = self.tokens_read / max(time.monotonic() - self.started, 1e-9)
         self.rate = rate
         if self.signals is not None:
             point = self.signals.stepped(model, state.global_step, float(optimizer.get_lr()))
@@ -106,7 +107,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 self._draw(args, point)
                 self._diagnose(args, state.global_step)
         if self.progress is not None:
-            self.progress.update(self.bar, completed=state.global_step, rate=rate, loss=self.loss)
+            self.progress.update(
+                self.bar, completed=state.global_step, total=state.max_steps, rate=rate, loss=self.loss
+            )
             tenth = max(1, state.max_steps // 10)
             if not self.progress.console.is_terminal and state.global_step % tenth == 0:
                 # A log file shows no bar; a line for each tenth tells that the run is alive.
@@ -116,7 +119,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                     f"step {state.global_step:,}/{state.max_steps:,}: train loss {self.loss:.3f}, "
                     f"{rate:,.0f} tokens/s, about {left:.0f} s left"
                 )
-
+        if begun := self._begun():
+            # The evaluations of a run that began anew are counted from there.
+            made = state.global_step - begun
+            control.should_evaluate = control.should_save = made > 0 and made % args.eval_steps == 0
         if state.global_step == state.max_steps:
             # The interval rarely divides the run; without this the steps after the last evaluation would be lost.
             control.should_evaluate = control.should_save = True
@@ -165,6 +171,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self.visualdl.close()
             self.visualdl = None
 
+    def _begun(self) -> int:
+        """The step at which the run began, above 0 where it began anew."""
+        return self.signals.record.history.begun if self.signals is not None else 0
+
     def _turned(self) -> int | None:
         """Lowest layers that an event froze; None where none did."""
         return knobs_of(self.signals.record.history).frozen if self.signals is not None else None
@@ -184,12 +194,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         event = self.hands.after_point(step) if self.hands is not None else None
         if event is None:
             return
-        turned = ", ".join(f"{name} {event['before'][name]} → {value}" for name, value in event["after"].items())
-        what = [turned] if turned else []
-        if "rollback" in event:
-            what.append(f"back to step {event['rollback']:,}" if event["rollback"] else "back to the start")
         did = "would do" if event.get("dry_run") else "does"
-        self._print(f"step {step:,}: {event['strategy']} {did}: {'; '.join(what) or event['reason']}")
+        self._print(f"step {step:,}: {event['strategy']} {did}: {'; '.join(deeds(event)) or event['reason']}")
         if event.get("dry_run"):
             return
         if event["strategy"] == "early-stop":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,13 +97,22 @@ class Windows:
 
 
 class Planned:
-    """A batch sampler that hands out the plan."""
+    """A batch sampler that hands out the plan.
 
-    def __init__(self, batches: list[list[Item]]) -> None:
-        self.batches = batches
+    Attributes:
+        length: batches of the whole run, also where it once began anew.
+        endless: a run that may begin anew reads the plan in a circle, and the trainer ends it. Paddle's loader reads
+            ahead, so that the end cannot be put off when it is near.
+    """
 
-    def __iter__(self) -> Any:
-        return iter(self.batches)
+    def __init__(self, batches: list[list[Item]], endless: bool) -> None:
+        self.batches, self.length, self.endless = batches, len(batches), endless
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        place = 0
+        while self.endless or place < self.length:
+            yield self.batches[place % len(self.batches)]
+            place += 1
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.length

@@ -52,17 +52,22 @@ class View:
             for place, point in enumerate(history.points)
             if point["kind"] == "event" and "rollback" in point and not point.get("dry_run")
         ]
-        points = history.points[rollbacks[-1] + 1 :] if rollbacks else history.points
+        before = history.points[: rollbacks[-1]] if rollbacks else []
+        points = history.points[len(before) + 1 :] if rollbacks else history.points
         # The step of the last rollback, if it was for a rate that was too high.
         last = history.points[rollbacks[-1]] if rollbacks else {}
         self.lowered = int(last["step"]) if last.get("finding") in ("rate-too-high", "not-finite") else None
         self.first = next((point["loss"] for point in history.points if point["kind"] == "train"), None)
         self.run, self.step = run, history.step
-        self.progress = history.step / max(1, run["steps"])
+        self.begun = history.begun
+        self.progress = (history.step - self.begun) / max(1, run["steps"])
         self.train = [point for point in points if point["kind"] == "train"]
         self.dev = [point for point in points if point["kind"] == "dev"]
         self.looks = [point for point in self.train if "grad" in point]
         self.inside = [point for point in points if point["kind"] == "deep"]
+        gone = next((point["travel"] for point in reversed(before) if point["kind"] == "train"), 0.0)
+        # How far the weights can have come, as a share of their size.
+        self.travel = (self.train[-1]["travel"] - gone) / run["rms"] if self.train else 0.0
         self.chance, self.dev_chance = float(run["chance"]), float(run["dev_chance"])
         self.majority = float(run["majority"])
 
@@ -171,13 +176,12 @@ def _still_too_high(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]
 
 def rate_too_low(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] | None:
     loss = view.loss()
-    travel = view.train[-1]["travel"] / view.run["rms"] if view.train else 1.0
-    if view.progress < 0.4 or loss is None or loss < limits.unlearned * view.chance or travel > limits.travel:
+    if view.progress < 0.4 or loss is None or loss < limits.unlearned * view.chance or view.travel > limits.travel:
         return None
     return (
         "the learning rate is too low: added up over the run so far it cannot have moved the weights, and the train "
         "loss is still near chance; ten times the rate is worth a try",
-        {"travel": travel, "train_loss": loss, "chance": view.chance},
+        {"travel": view.travel, "train_loss": loss, "chance": view.chance},
     )
 
 
@@ -307,7 +311,7 @@ def label_noise(view: View, limits: Thresholds) -> tuple[str, dict[str, Any]] | 
     known = [p for p in view.dev if p.get("suspects") is not None and p["loss"] is not None and p["train_loss"]]
     if view.progress < 0.6 or len(known) < 2:
         return None
-    later = [point for point in known if point["step"] >= 0.3 * view.run["steps"]]
+    later = [point for point in known if point["step"] - view.begun >= 0.3 * view.run["steps"]]
     best = min(later or known, key=lambda point: float(point["loss"]))
     above = max(point["right"] for point in known) - view.majority
     if above >= 0.1 * (1 - view.majority) and best["suspects"] >= limits.suspects:

@@ -51,12 +51,14 @@ class Move:
     Attributes:
         knobs: how the knobs shall stand.
         rollback: restore the best checkpoint that had learned something, else the start.
+        restart: from the start the run begins anew.
         weight_noise: standard deviation, as a share of each weight matrix's own (after NoisyTune, Wu et al. 2022).
         stop: end the training.
     """
 
     knobs: Knobs
     rollback: bool = False
+    restart: bool = False
     weight_noise: float = 0.0
     stop: bool = False
 
@@ -125,7 +127,8 @@ def strategies(
         return Move(replace(knobs, gradient_noise=s.noise.sigma))
 
     def backed_off(knobs: Knobs) -> Move:
-        return Move(replace(knobs, rate=knobs.rate * s.back_off.factor), rollback=s.back_off.rollback)
+        lower = replace(knobs, rate=knobs.rate * s.back_off.factor)
+        return Move(lower, rollback=s.back_off.rollback, restart=s.back_off.restart)
 
     overfits = ("overfitting",)
     known: list[tuple[str, Firing, tuple[str, ...], Callable[[Knobs], Move | None]]] = [
@@ -207,7 +210,8 @@ class Controller:
 
     def _stalled(self) -> Finding | None:
         """Early stopping with a tolerance, on the loss or the metric (Prechelt 1998, Early Stopping: But When?)."""
-        limits, points = self.settings.early_stop, self.record.history.of("dev")
+        limits, history = self.settings.early_stop, self.record.history
+        points = [point for point in history.of("dev") if point["step"] > history.begun]
         if limits.watch == "loss":
             values = [-(point["loss"] if point["loss"] is not None else float("inf")) for point in points]
         else:
@@ -220,7 +224,7 @@ class Controller:
         sentence = (
             f"dev {limits.watch} was better by no more than {limits.min_delta:g} in {limits.patience} evaluations"
         )
-        return Finding("no-progress", self.record.history.step, sentence)
+        return Finding("no-progress", history.step, sentence)
 
 
 def knobs_of(history: History) -> Knobs:
@@ -230,6 +234,16 @@ def knobs_of(history: History) -> Knobs:
         if not event.get("dry_run"):
             values |= event["after"]
     return Knobs(**values)
+
+
+def deeds(event: Point) -> list[str]:
+    """What an event did or, of a dry run, would have done, in words."""
+    done = [f"{name} {event['before'][name]} → {value}" for name, value in event["after"].items()]
+    if "rollback" in event:
+        done.append(f"back to step {event['rollback']:,}" if event["rollback"] else "back to the start")
+    if event.get("restart"):
+        done.append("the run begins anew")
+    return done
 
 
 class Hands:
@@ -244,6 +258,7 @@ class Hands:
     def __init__(self, trainer: Any, run: Path, controller: Controller) -> None:
         self.trainer, self.run, self.controller = trainer, run, controller
         self.peak = float(trainer.lr_scheduler.base_lr)
+        self.factor = trainer.lr_scheduler.lr_lambda
         self.dropouts = [(layer, name, getattr(layer, name)) for layer, name in _dropouts(trainer.model)]
 
     def begin(self, step: int) -> None:
@@ -264,17 +279,26 @@ class Hands:
         more: dict[str, Any] = {}
         if move.rollback:
             more["rollback"] = self._target()
+            if move.restart and not more["rollback"]:
+                more["restart"] = True
         if move.weight_noise:
             more["weight_noise"] = move.weight_noise
         if self.controller.on:
             if move.rollback:
                 self._restore(more["rollback"])
+                # What the last step of the plan or the patience said was said of weights that are gone.
+                self.trainer.control.should_training_stop = step >= self.trainer.state.max_steps
             if move.weight_noise:
                 self._shake(move.weight_noise)
             if move.stop:
                 self.trainer.control.should_training_stop = True
+        event = self.controller.note(step, strategy.name, finding, before, move.knobs, **more)
+        if self.controller.on:
+            if "restart" in event:
+                self.trainer.state.max_steps = self.controller.record.history.planned
+                self.trainer.control.should_training_stop = False
             self.apply(move.knobs)
-        return self.controller.note(step, strategy.name, finding, before, move.knobs, **more)
+        return event
 
     def skip(self, step: int, what: str) -> None:
         """A batch whose loss or gradient is no number is left out; under AMP the scale of the loss is halved.
@@ -299,9 +323,10 @@ class Hands:
 
     def apply(self, knobs: Knobs) -> None:
         """Turns the knobs of model, optimizer and schedule; the loss and `finetune.freezing` ask for the others."""
-        scheduler = self.trainer.lr_scheduler
+        scheduler, begun = self.trainer.lr_scheduler, self.controller.record.history.begun
         if scheduler.base_lr != self.peak * knobs.rate:
             scheduler.base_lr = self.peak * knobs.rate
+            scheduler.lr_lambda = lambda done: self.factor(done - begun)
             scheduler.last_lr = scheduler.get_lr()
         for layer, name, usual in self.dropouts:
             setattr(layer, name, usual if knobs.dropout is None else knobs.dropout)
@@ -321,7 +346,7 @@ class Hands:
         return step if point is not None and point["loss"] is not None and point["loss"] < limit else 0
 
     def _restore(self, step: int) -> None:
-        """Weights and moments of a step; the schedule goes on from where it is."""
+        """Weights and moments of a step."""
         import paddle
 
         trainer = self.trainer

@@ -31,7 +31,7 @@ class History:
     """A record in memory.
 
     Attributes:
-        run: its first line: ``steps`` planned, ``chance`` loss, ``metric``, ``layers`` by name, and so on.
+        run: its first line: ``steps`` of a whole run, ``chance`` loss, ``metric``, ``layers`` by name, and so on.
         points: the others.
     """
 
@@ -45,6 +45,17 @@ class History:
     def step(self) -> int:
         """The last step of which anything is known."""
         return int(self.points[-1]["step"]) if self.points else 0
+
+    @property
+    def begun(self) -> int:
+        """The step at which the run began: above 0 where the controller had it begin anew."""
+        anew = [event["step"] for event in self.of("event") if event.get("restart") and not event.get("dry_run")]
+        return int(anew[-1]) if anew else 0
+
+    @property
+    def planned(self) -> int:
+        """The step at which the run is over."""
+        return self.begun + int(self.run["steps"])
 
     def until(self, step: int) -> History:
         """What was known after a step."""

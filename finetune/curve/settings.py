@@ -94,13 +94,18 @@ class SkipBadBatch(Firing):
 
 
 class BackOff(Firing):
-    """A lower rate, from the best checkpoint that had learned something, else from the start."""
+    """A lower rate, from the best checkpoint that had learned something, else from the start.
+
+    From the start a run begins anew by default, with the warm-up and all of its updates: what a rate that was too high
+    took of them is made up for, at the price of a longer run. Each firing costs as many updates as were made before.
+    """
 
     use: bool = True
     cool_down: float = Field(default=0.02, ge=0, le=1)
     budget: int = Field(default=3, ge=1)
     factor: float = Field(default=0.1, gt=0, lt=1, description="on every learning rate")
     rollback: bool = True
+    restart: bool = Field(default=True, description="a run that goes back to the start begins anew, as a whole run")
 
 
 class Noise(Firing):

@@ -125,7 +125,7 @@ class Signals:
             inputs: what `finetune.train` collates.
             outputs: the model's, in the order of the signature.
         """
-        items = share(self.batches[self.number]) if self.number < len(self.batches) else []
+        items = share(self.batches[self.number % len(self.batches)])
         self.number += 1
         self.tokens += int(np.prod(inputs["input_ids"].shape))
         if not np.isfinite(loss):
@@ -210,7 +210,8 @@ class Signals:
         self.travel += rate
         if self.settings.level == 3 and (step - 1) % self.settings.deep_every == 0:
             self.record.add("deep", step, **self._inside(model))
-        if step % self.every and step != self.steps:
+        end = self.record.history.planned
+        if step % self.every and step != end:
             return None
         seconds = max(time.monotonic() - self.started, 1e-9)
         values: dict[str, Any] = {
@@ -218,7 +219,7 @@ class Signals:
             "rate": rate,
             "travel": self.travel,
             "tokens_s": round(self.tokens / seconds),
-            "left_s": round(seconds / max(step - self.first_step, 1) * (self.steps - step)),
+            "left_s": round(seconds / max(step - self.first_step, 1) * (end - step)),
         }
         if self.bad:
             values["bad"] = self.bad

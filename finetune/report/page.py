@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.folder import write_atomic
+from finetune.curve.intervention import deeds
 from finetune.report import curves, scores
 from finetune.report.drawing import Figure
 from finetune.report.markup import STYLE, differences, duration, escaped, number, table, text, tile, toml, words
@@ -128,19 +129,13 @@ class _Page:
         ]
         events = []
         for place, event in enumerate(run.events, 1):
-            turned = [f"{name} {event['before'][name]} → {value}" for name, value in event["after"].items()]
-            back = (
-                [f"back to step {event['rollback']:,}" if event["rollback"] else "back to the start"]
-                if "rollback" in event
-                else []
-            )
             did = "would: " if event.get("dry_run") else ""
             events.append(
                 [
                     str(place),
                     f"{event['step']:,}",
                     f"<b>{escaped(event['strategy'])}</b>",
-                    escaped(did + "; ".join(turned + back)),
+                    escaped(did + "; ".join(deeds(event))),
                     escaped(event["reason"]),
                 ]
             )
@@ -297,7 +292,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     others = [one[run.metric] for one in run.evaluation.get("baselines", {}).values() if run.metric in one]
     if others:
         tiles.append(("best TF-IDF on test", number(max(others))))
-    tiles.append(("steps made", f"{run.history.step:,} / {run.history.run['steps']:,}"))
+    tiles.append(("steps made", f"{run.history.step:,} / {run.history.planned:,}"))
     if "seconds" in run.about:
         tiles.append(("training took", duration(run.about["seconds"])))
     tiles.append(("findings", str(len({spell.finding.name for spell in run.spells}))))
@@ -311,7 +306,7 @@ def _story(run: Run) -> list[str]:
     best, chance = run.best, run.history.run["dev_chance"]
     if best is None:
         return ["The run has no evaluation yet."]
-    at = best["step"] / max(run.history.run["steps"], 1)
+    at = best["step"] / max(run.history.planned, 1)
     sentences.append(f"Dev was best after {at:.0%} of the planned steps, and that checkpoint was kept.")
     losses = [point["loss"] for point in run.dev if point["loss"] is not None]
     if losses:
@@ -327,8 +322,12 @@ def _story(run: Run) -> list[str]:
         )
     else:
         sentences.append("Nothing was wrong at its end." if run.spells else "The diagnosis found nothing wrong.")
-    if run.history.step < run.history.run["steps"]:
+    if run.history.begun:
         sentences.append(
-            f"It stopped before its plan was over, at step {run.history.step:,} of {run.history.run['steps']:,}."
+            f"At step {run.history.begun:,} it began anew: what came before is the price of a rate that was too high."
+        )
+    if run.history.step < run.history.planned:
+        sentences.append(
+            f"It stopped before its plan was over, at step {run.history.step:,} of {run.history.planned:,}."
         )
     return sentences

@@ -18,6 +18,8 @@ from finetune.curve.record import NAME, History, Record, read
 from finetune.curve.settings import BackOff, Curve, EarlyStop, RaiseDropout
 from finetune.model.paddle_weights import read_paddle_state
 from finetune.recipe import load
+from finetune.report.page import write_page
+from finetune.report.source import open_run
 from finetune.train import Trained
 from tests.finetune.short_training import RUN, run, weights, write_recipe
 from tests.tiny_base import mood_rows
@@ -166,38 +168,60 @@ def test_a_rate_100_times_too_high_is_saved_to_within_two_points_of_the_good_rec
 BLIND = 'control = "on"\nthresholds = { step = 0.5 }'
 
 
-@pytest.fixture(scope="module")
-def lowered_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Trained]:
-    """The recipe, the run folder and the result of a run whose rate is lowered once, and again by what it did."""
+@pytest.fixture(scope="module", params=[("1", "every row gets the same answer"), ("2", "the train loss is above")])
+def lowered_twice(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Trained, str]:
+    """The recipe, the run folder, the result and the second symptom of a run whose rate is lowered twice."""
+    seed, symptom = request.param
     folder = tmp_path_factory.mktemp("lowered")
-    train = {"eval_every": "0.05", "epochs": "8", "watch_rows": "40", "learning_rate": "0.3", "seed": "1"}
+    train = {"eval_every": "0.05", "epochs": "8", "watch_rows": "40", "learning_rate": "1.0", "seed": seed}
     recipe = write_recipe(folder, train=train, curve=BLIND)
-    return recipe, folder / "run", run(recipe, folder / "run")
+    return recipe, folder / "run", run(recipe, folder / "run"), symptom
 
 
 @pytest.mark.slow
 def test_a_rate_that_is_still_too_high_after_it_was_lowered_is_lowered_again(
-    lowered_twice: tuple[Path, Path, Trained], tmp_path: Path
+    lowered_twice: tuple[Path, Path, Trained, str], tmp_path: Path
 ) -> None:
-    recipe, folder, saved = lowered_twice
-    good = write_recipe(tmp_path, base=recipe.parent / "base", train={**FEW, "seed": "1"})
+    recipe, folder, saved, symptom = lowered_twice
+    good = write_recipe(tmp_path, base=recipe.parent / "base", train=FEW)
     assert saved.best >= run(good, tmp_path / "good-run").best - 0.02
     first, second = read(folder).of("event")
     assert (first["after"], second["after"]) == ({"rate": 0.1}, {"rate": 0.01})
-    assert "one update moves" in first["reason"] and "was lowered at step" in second["reason"]
+    assert "one update moves" in first["reason"] and f"was lowered at step {first['step']}, and" in second["reason"]
+    assert symptom in second["reason"]
     assert first["rollback"] == second["rollback"] == 0, "no checkpoint in between had learned anything"
     assert second["step"] >= first["step"] + 20
 
 
 @pytest.mark.slow
-def test_a_run_killed_between_two_back_offs_ends_with_the_same_weights(
-    lowered_twice: tuple[Path, Path, Trained], tmp_path: Path
+def test_a_run_that_goes_back_to_the_start_begins_anew_with_warm_up_and_all_of_its_updates(
+    lowered_twice: tuple[Path, Path, Trained, str],
 ) -> None:
-    recipe, folder, whole = lowered_twice
-    first, second = (event["step"] for event in read(folder).of("event"))
-    step = -(-first // 10) * 10 + 2  # after the first checkpoint of the lost weights, from which it resumes
-    resumed = killed_and_resumed(recipe, tmp_path, step)
-    assert first <= resumed.resumed_from < second
+    _, folder, saved, _ = lowered_twice
+    history = read(folder)
+    begun = history.of("event")[-1]["step"]
+    assert history.begun == begun and saved.steps == saved.planned == history.planned == begun + 200
+    rates = {point["step"] - begun: point["rate"] for point in history.of("train")}
+    # A tenth of the run warms up to the lowered rate, the rest falls to 0.
+    assert rates[20] == pytest.approx(0.01) and rates[10] == pytest.approx(0.005)
+    assert rates[110] == pytest.approx(0.005) and rates[200] < 1e-4
+    evaluated = [point["step"] - begun for point in history.of("dev") if point["step"] > begun]
+    assert evaluated == list(range(10, 201, 10))
+    page = write_page([open_run(folder)], folder / "report.html")[0].read_text(encoding="utf-8")
+    assert "the run begins anew" in page and f"At step {begun} it began anew" in page
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_two_back_offs_ends_with_the_same_weights(
+    lowered_twice: tuple[Path, Path, Trained, str], tmp_path: Path
+) -> None:
+    recipe, folder, whole, _ = lowered_twice
+    first = read(folder).of("event")[0]["step"]
+    # After the first checkpoint of the run that began anew.
+    resumed = killed_and_resumed(recipe, tmp_path, first + 12)
+    assert resumed.resumed_from > first and resumed.planned == whole.planned
     for name, value in weights(resumed).items():
         np.testing.assert_allclose(value, weights(whole)[name], atol=1e-6, err_msg=name)
     assert read(tmp_path).of("event") == read(folder).of("event")
