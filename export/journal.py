@@ -24,6 +24,8 @@ from bundle.machine import cores, is_amd
 from bundle.predict import Progress as ProgressCall
 
 ROOT = Path(__file__).resolve().parents[1]
+# Seconds between two lines of long work where there is no terminal.
+ALIVE = 60.0
 
 
 class Journal:
@@ -49,7 +51,11 @@ class Journal:
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[ProgressCall]:
-        """A progress bar; yields the function that `bundle.predict.predict` calls."""
+        """A progress bar, or a line a minute in a log file, which shows no bar.
+
+        Yields:
+            the function that `bundle.predict.predict` calls with what is done, of how much.
+        """
         bar = Progress(
             TextColumn("    {task.description}"),
             BarColumn(),
@@ -62,7 +68,17 @@ class Journal:
         )
         with bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            started = said = time.monotonic()
+
+            def update(done: int, total: int) -> None:
+                nonlocal said
+                bar.update(task, completed=done, total=total)
+                now = time.monotonic()
+                if not self.console.is_terminal and now - said >= ALIVE:
+                    said = now
+                    self.say(f"    {what}: {done:,} of {total:,} after {now - started:.0f} s")
+
+            yield update
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:

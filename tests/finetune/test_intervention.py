@@ -322,3 +322,46 @@ def test_a_batch_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     assert trained.steps == trained.planned
     assert np.isfinite(weights(trained)["classifier.weight"]).all()
     assert isinstance(history, History)
+
+
+# Recipes in which a finding is sure to come, healthy as they are: a dev that rises at all, a train loss that falls by
+# less than a hundred times chance.
+RISES = "thresholds = { gap = 0.000001, rises = 1 }"
+STANDS = "thresholds = { unlearned = 0.001, flat = 100.0, rise = 100.0 }"
+READ_OFTEN = {"epochs": "16", "batch": "8", "eval_every": "0.0625", "watch_rows": "40"}
+ALONE = {
+    "fgm": ("fgm = { use = true, epsilon = 0.5 }", RISES, READ_OFTEN, {"fgm": 0.5}),
+    "r-drop": ("r_drop = { use = true, alpha = 2.0 }", RISES, READ_OFTEN, {"r_drop": 2.0}),
+    "label-smoothing": ("label_smoothing = { use = true }", RISES, READ_OFTEN, {"smoothing": 0.1}),
+    "noise": ('noise = { use = true, on = "gradients", sigma = 0.1 }', STANDS, FEW, {"gradient_noise": 0.1}),
+    "noise on weights": ("noise = { use = true, sigma = 0.05 }", STANDS, FEW, {}),
+    "unfreeze": ("unfreeze = { use = true }", STANDS, {**FEW, "freeze_layers": "1"}, {"frozen": 0}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALONE)
+def test_a_strategy_changes_a_real_training_from_its_firing_on_and_nothing_before(name: str, tmp_path: Path) -> None:
+    line, thresholds, train, after = ALONE[name]
+    rows, base = mood_rows(32 if train is READ_OFTEN else 160), None
+    curves, ends = {}, {}
+    for control in ("off", "on"):
+        recipe = write_recipe(
+            tmp_path / control,
+            rows=rows,
+            base=base,
+            train=train,
+            curve=f'every = 1\ncontrol = "{control}"\n{line}\n{thresholds}',
+        )
+        base = tmp_path / "off" / "base"
+        ends[control] = run(recipe, tmp_path / control / "run")
+        curves[control] = read(tmp_path / control / "run")
+    (event,) = curves["on"].of("event")
+    assert event["strategy"] == name.split()[0] and event["after"] == after
+    assert event.get("weight_noise") == (0.05 if name == "noise on weights" else None)
+    losses = {control: {p["step"]: p["loss"] for p in curve.of("train")} for control, curve in curves.items()}
+    same = {step: losses["off"][step] == loss for step, loss in losses["on"].items()}
+    assert all(equal for step, equal in same.items() if step <= event["step"])
+    assert not all(equal for step, equal in same.items() if step > event["step"])
+    assert all(np.isfinite(value).all() for value in weights(ends["on"]).values())
+    assert ends["on"].best > ends["off"].best - 0.1, "a healthy training stays one"
