@@ -105,9 +105,16 @@ def strategies(
     """
     s = settings
 
+    def dropout_of(knobs: Knobs) -> float:
+        return dropout if knobs.dropout is None else knobs.dropout
+
     def raised_dropout(knobs: Knobs) -> Move | None:
-        now = dropout if knobs.dropout is None else knobs.dropout
-        return Move(replace(knobs, dropout=s.dropout.to)) if now < s.dropout.to else None
+        return Move(replace(knobs, dropout=s.dropout.to)) if dropout_of(knobs) < s.dropout.to else None
+
+    def divergence(knobs: Knobs) -> Move | None:
+        # Without dropout both passes are the same one.
+        able = not knobs.r_drop and dropout_of(knobs) > 0
+        return Move(replace(knobs, r_drop=s.r_drop.alpha)) if able else None
 
     def raised_decay(knobs: Knobs) -> Move:
         now = decay if knobs.decay is None else knobs.decay
@@ -142,7 +149,7 @@ def strategies(
         ("noise", s.noise, ("stagnation",), noise),
     ]
     if single:
-        smoothing, r_drop = s.label_smoothing, s.r_drop
+        smoothing = s.label_smoothing
         known += [
             (
                 "label-smoothing",
@@ -150,12 +157,7 @@ def strategies(
                 (*overfits, "label-noise"),
                 lambda knobs: None if knobs.smoothing else Move(replace(knobs, smoothing=smoothing.epsilon)),
             ),
-            (
-                "r-drop",
-                r_drop,
-                overfits,
-                lambda knobs: None if knobs.r_drop else Move(replace(knobs, r_drop=r_drop.alpha)),
-            ),
+            ("r-drop", s.r_drop, overfits, divergence),
         ]
     return [Strategy(*one) for one in known if one[1].use]
 

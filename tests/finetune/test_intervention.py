@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune.curve.intervention import Controller, Knobs, knobs_of, strategies
+from finetune.curve.intervention import Controller, Knobs, Move, knobs_of, strategies
 from finetune.curve.record import NAME, History, Record, read
-from finetune.curve.settings import BackOff, Curve, EarlyStop, RaiseDropout
+from finetune.curve.settings import BackOff, Curve, EarlyStop, RaiseDropout, RDrop
 from finetune.model.paddle_weights import read_paddle_state
 from finetune.recipe import load
 from finetune.report.page import write_page
@@ -122,6 +122,14 @@ def test_dropout_is_only_raised(tmp_path: Path) -> None:
         strategy = next(s for s in strategies(settings, usual, 0.01, lambda: 0, True) if s.name == "dropout")
         move = strategy.action(Knobs())
         assert (move.knobs.dropout if move else None) == wanted
+
+
+@pytest.mark.parametrize(("usual", "fires"), [(0.1, True), (0.0, False)])
+def test_r_drop_needs_dropout(usual: float, fires: bool) -> None:
+    settings = Curve(control="on", r_drop=RDrop(use=True, alpha=2.0))
+    strategy = next(one for one in strategies(settings, usual, 0.01, lambda: 0, True) if one.name == "r-drop")
+    assert strategy.action(Knobs()) == (Move(Knobs(r_drop=2.0)) if fires else None)
+    assert strategy.action(Knobs(dropout=0.3)) == Move(Knobs(dropout=0.3, r_drop=2.0))
 
 
 @pytest.mark.parametrize(("delta", "stops"), [(0.0, False), (0.02, True)])
@@ -331,7 +339,7 @@ STANDS = "thresholds = { unlearned = 0.001, flat = 100.0, rise = 100.0 }"
 READ_OFTEN = {"epochs": "16", "batch": "8", "eval_every": "0.0625", "watch_rows": "40"}
 ALONE = {
     "fgm": ("fgm = { use = true, epsilon = 0.5 }", RISES, READ_OFTEN, {"fgm": 0.5}),
-    "r-drop": ("r_drop = { use = true, alpha = 2.0 }", RISES, READ_OFTEN, {"r_drop": 2.0}),
+    "r-drop": ("r_drop = { use = true, alpha = 2.0 }", RISES, {**READ_OFTEN, "dropout": "0.1"}, {"r_drop": 2.0}),
     "label-smoothing": ("label_smoothing = { use = true }", RISES, READ_OFTEN, {"smoothing": 0.1}),
     "noise": ('noise = { use = true, on = "gradients", sigma = 0.1 }', STANDS, FEW, {"gradient_noise": 0.1}),
     "noise on weights": ("noise = { use = true, sigma = 0.05 }", STANDS, FEW, {}),
@@ -343,7 +351,7 @@ ALONE = {
 @pytest.mark.parametrize("name", ALONE)
 def test_a_strategy_changes_a_real_training_from_its_firing_on_and_nothing_before(name: str, tmp_path: Path) -> None:
     line, thresholds, train, after = ALONE[name]
-    rows, base = mood_rows(32 if train is READ_OFTEN else 160), None
+    rows, base = mood_rows(32 if thresholds is RISES else 160), None
     curves, ends = {}, {}
     for control in ("off", "on"):
         recipe = write_recipe(
@@ -351,7 +359,7 @@ def test_a_strategy_changes_a_real_training_from_its_firing_on_and_nothing_befor
             rows=rows,
             base=base,
             train=train,
-            curve=f'every = 1\ncontrol = "{control}"\n{line}\n{thresholds}',
+            curve=f'every = 1\ncontrol = "{control}"\nback_off = {{ use = false }}\n{line}\n{thresholds}',
         )
         base = tmp_path / "off" / "base"
         ends[control] = run(recipe, tmp_path / control / "run")
