@@ -8,7 +8,8 @@ from typing import Any
 
 from export.bench_cells import MANY_TEXTS
 
-# Told apart without colour vision by marker as well; Slipway's own forms have solid lines, references dashed ones.
+# Told apart without colour vision by marker as well; Slipway's own forms have solid lines and filled markers, references
+# dashed and hollow ones.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 
@@ -50,6 +51,7 @@ def _style(record: dict[str, Any], name: str) -> dict[str, Any]:
     place = peers.index(name)
     return {
         "color": COLOURS[place % len(COLOURS)],
+        "markerfacecolor": COLOURS[place % len(COLOURS)] if own else "white",
         "marker": MARKERS[place % len(MARKERS)] if own else MARKERS[-1 - place % len(MARKERS)],
         "linestyle": "-" if own else "--",
         "linewidth": 2.4 if name == record["published"] else 1.3,
