@@ -8,8 +8,8 @@ from typing import Any
 
 from export.bench_cells import MANY_TEXTS
 
-# Told apart without colour vision by marker as well; Slipway's own forms have solid lines and filled markers, references
-# dashed and hollow ones.
+# Told apart without colour vision by marker as well; Slipway's own forms have solid lines and filled markers,
+# references dashed and hollow ones.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 
