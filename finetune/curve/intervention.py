@@ -314,7 +314,7 @@ class Hands:
             state = scaler.state_dict()
             state["scale"] = state["scale"] / 2
             scaler.load_state_dict(state)
-            more["scale"] = float(state["scale"])
+            more["scale"] = float(state["scale"].item())
         finding = Finding("not-finite", step, f"the {what} of a batch was not a number; the batch is left out")
         self.controller.note(step, "skip-bad-batch", finding, knobs, knobs, **more)
 

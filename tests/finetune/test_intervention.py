@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -305,8 +306,7 @@ def test_a_run_killed_at_a_random_step_ends_with_the_same_weights_interventions_
     assert events[0] == events[1]
 
 
-@pytest.mark.slow
-def test_a_batch_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:
+def broken_recipe(tmp_path: Path) -> Path:
     """One row's word has an infinite embedding: whatever batch it is in has no loss."""
     import paddle
 
@@ -321,15 +321,49 @@ def test_a_batch_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     paddle.save(state, str(path))
     rows = mood_rows(96)
     rows[6] = ("b" + rows[6][0], rows[6][1])  # a short one, whose only window every pass reads
-    recipe = write_recipe(
+    return write_recipe(
         tmp_path / "p", rows=rows, base=base, train={"epochs": "2", "eval_every": "1.0"}, curve='control = "on"'
     )
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:
+    recipe = broken_recipe(tmp_path)
     trained = run(recipe, tmp_path / "run")
     history = read(tmp_path / "run")
     assert [event["strategy"] for event in history.of("event")] == ["skip-bad-batch"] * 2  # once in each pass
     assert trained.steps == trained.planned
     assert np.isfinite(weights(trained)["classifier.weight"]).all()
     assert isinstance(history, History)
+
+
+@pytest.mark.slow
+def test_such_a_batch_halves_the_scale_of_the_loss_under_amp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle's scaler, switched on: a CPU has its kernels, though no half precision that would need it."""
+    import paddle
+
+    from finetune import trainer
+
+    made = []
+
+    def scaled(*given: Any) -> Any:
+        found = usual(*given)
+        with monkeypatch.context() as here:
+            place = SimpleNamespace(is_gpu_place=lambda: True)
+            here.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: SimpleNamespace(_expected_place=place))
+            found.scaler = paddle.amp.GradScaler(init_loss_scaling=1024.0, use_dynamic_loss_scaling=False)
+        found.do_grad_scaling, found.amp_dtype = True, "float16"
+        made.append(found)
+        return found
+
+    usual = trainer.make_trainer
+    monkeypatch.setattr(trainer, "make_trainer", scaled)
+    trained = run(broken_recipe(tmp_path), tmp_path / "run")
+    events = read(tmp_path / "run").of("event")
+    assert [event["strategy"] for event in events] == ["skip-bad-batch"] * 2
+    assert [event["scale"] for event in events] == [512, 256]
+    assert float(made[0].scaler._scale) == 256
+    assert trained.steps == trained.planned and np.isfinite(weights(trained)["classifier.weight"]).all()
 
 
 # Recipes in which a finding is sure to come, healthy as they are: a dev that rises at all, a train loss that falls by
