@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle.folder import write_atomic
 from finetune import parallel
-from finetune.curve.record import NAME, read
+from finetune.curve.record import NAME, read_until
 from finetune.prepare import Prepared, Say
 
 SPENT = "spent.json"
@@ -59,12 +59,6 @@ def spent_until(checkpoint: Path | None) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
 
-def begun_until(run: Path, step: int) -> int:
-    """The step at which the run had begun, as it was known at a step: above 0 where it began anew before."""
-    path = run / NAME
-    return read(path).until(step).begun if path.is_file() else 0
-
-
 def read_history(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
@@ -78,9 +72,7 @@ def had_stopped(trainer: Any, run: Path, step: int, patience: int) -> bool:
     """
     from paddlenlp.trainer import EarlyStoppingCallback
 
-    path = run / NAME
-    events = read(path).until(step).of("event") if path.is_file() else []
-    events = [event for event in events if not event.get("dry_run")]
+    events = [event for event in read_until(run / NAME, step).of("event") if not event.get("dry_run")]
     since = max((event["step"] for event in events if "rollback" in event), default=0)
     name = f"dev_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
     best, count = None, 0

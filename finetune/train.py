@@ -24,12 +24,13 @@ from finetune import parallel
 from finetune.answers import predict_rows as predict_rows
 from finetune.batches import Item
 from finetune.curve.intervention import Controller, Hands, strategies
+from finetune.curve.record import NAME, read_until
 from finetune.curve.signals import Signals
 from finetune.freezing import Freezer
 from finetune.machine import quiet_paddle
 from finetune.model.heads import draw_head
 from finetune.prepare import Prepared, Say
-from finetune.resume import begun_until, checkpoint_of, had_stopped, read_history, spent_until, step_of
+from finetune.resume import checkpoint_of, had_stopped, read_history, spent_until, step_of
 from finetune.windows import planned
 
 # Called with the step, the steps planned and the dev scores by name.
@@ -127,7 +128,7 @@ def train(
             begun = 0
             if signals is not None:
                 signals.load(checkpoint)
-                begun = begun_until(own, resumed)
+                begun = read_until(own / NAME, resumed).begun
             trainer.plan.length += begun * recipe.train.accumulate
             say(f"resuming at step {resumed:,} of {begun + len(batches) // recipe.train.accumulate:,}")
             if trainer.delay is not None:

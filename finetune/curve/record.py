@@ -71,7 +71,7 @@ class Record:
 
     def begin(self, run: Point, step: int) -> None:
         """Starts a record, or goes on with that of a run resumed at a step: points after it are dropped."""
-        before = read(self.path).until(step) if step and self.path.is_file() else History()
+        before = read_until(self.path, step) if step else History()
         known = before.points
         # The weights' size is that of the start; a resumed run no longer knows it, nor what was trained then.
         self.history = History(
@@ -114,6 +114,11 @@ def read(path: Path) -> History:
     if not points or points[0].get("kind") != "run":
         raise DataError(f"{path}: does not begin with the line of a run")
     return History({name: value for name, value in points[0].items() if name not in ("kind", "step")}, points[1:])
+
+
+def read_until(path: Path, step: int) -> History:
+    """What a record knew after a step; an empty history where the file is not there."""
+    return read(path).until(step) if path.is_file() else History()
 
 
 def _line(point: Point) -> str:

@@ -323,9 +323,7 @@ def _story(run: Run) -> list[str]:
     else:
         sentences.append("Nothing was wrong at its end." if run.spells else "The diagnosis found nothing wrong.")
     if run.history.begun:
-        sentences.append(
-            f"At step {run.history.begun:,} it began anew: what came before is the price of a rate that was too high."
-        )
+        sentences.append(f"At step {run.history.begun:,} it began anew, since nothing had been learned until then.")
     if run.history.step < run.history.planned:
         sentences.append(
             f"It stopped before its plan was over, at step {run.history.step:,} of {run.history.planned:,}."
