@@ -224,14 +224,20 @@ def test_a_run_that_goes_back_to_the_start_begins_anew_with_warm_up_and_all_of_i
 
 
 @pytest.mark.slow
-def test_an_end_that_patience_calls_for_does_not_outlive_a_rollback_in_the_same_evaluation(tmp_path: Path) -> None:
-    """The third evaluation is the second without progress and, by the thresholds, the first that shows a lost run."""
-    train = {"eval_every": "0.1", "epochs": "8", "watch_rows": "40", "learning_rate": "1.0", "patience": "2"}
-    curve = 'control = "on"\nback_off = { factor = 0.01 }\nthresholds = { step = 1000.0, patience = 3 }'
+@pytest.mark.parametrize(("every", "patience", "shows"), [(20, 2, 3), (100, 99, 2)], ids=["patience", "last step"])
+def test_an_end_that_was_called_for_does_not_outlive_a_rollback_in_the_same_evaluation(
+    every: int, patience: int, shows: int, tmp_path: Path
+) -> None:
+    """By the thresholds a lost run shows first at its third evaluation, the second without progress, or at its last."""
+    train = {"epochs": "8", "watch_rows": "40", "learning_rate": "3.0", "schedule": '"constant"'}
+    train |= {"eval_every": str(every / 200), "patience": str(patience)}
+    limits = f"thresholds = {{ step = 1000.0, rise = 1.001, patience = {shows} }}"
+    curve = f'control = "on"\nback_off = {{ factor = 0.001 }}\n{limits}'
     saved = run(write_recipe(tmp_path, train=train, curve=curve), tmp_path / "run")
     (event,) = read(tmp_path / "run").of("event")
-    assert event["step"] == 60 and event["restart"]
-    assert saved.planned == 260 and saved.steps > 100 and saved.best > 0.9
+    step = every * shows
+    assert event["step"] == step and event["restart"]
+    assert saved.planned == step + 200 and saved.steps > step + 40 and saved.best > 0.9
 
 
 @pytest.mark.slow
