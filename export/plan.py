@@ -289,7 +289,8 @@ class Course:
                 for setup in self.dice.sample(racing, len(racing)):
                     self.tell(f"{aim}, {stage}: {setup}")
                     laps[setup] = self.track.drive(setup, self.clients(aim), place, size)
-                laps = self.kept.keep(name, laps)
+                # In the order in which kept ones are read: of equals the first is taken, here and in a resumed search.
+                laps = self.kept.keep(name, {setup: laps[setup] for setup in racing})
                 self.driven += 1
             else:
                 self.tell(f"{aim}, {stage}: kept")

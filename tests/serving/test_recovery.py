@@ -32,7 +32,8 @@ def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     server = Server(
         folder,
         *("--engine", "triton", "--bundles", str(bundles), "--model-repository", str(folder / "model_repository")),
-        SLIPWAY_HANG_SECONDS="1",
+        # Longer than a busy machine makes a server that lives wait.
+        SLIPWAY_HANG_SECONDS="5",
         # However long a restart takes on a busy machine.
         SLIPWAY_RECOVER_SECONDS="100",
         SLIPWAY_TIMEOUT_SECONDS="100",
