@@ -40,6 +40,11 @@ def has_vnni() -> bool:
     return bool(cpu()[2] & {"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor has products of bfloat16; elsewhere they would be emulated."""
+    return bool(cpu()[2] & {"avx512_bf16", "amx_bf16"})
+
+
 def hardware() -> dict[str, object]:
     """CPU model, cores that this process may use, instruction sets, memory in GiB, operating system."""
     _, model, flags = cpu()

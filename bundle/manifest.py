@@ -231,6 +231,7 @@ class Artifact(Frozen):
         default=True,
         description="whether a window's logits do not depend on what it is batched with; dynamic quantization's do",
     )
+    runtime: Runtime | None = Field(default=None, description="the only runtime that it is meant for; None: any")
     parity: Parity | None = None
     quality: Quality | None = None
     details: dict[str, JsonValue] = Field(default_factory=dict, description="fused node counts, quantization, timings")
@@ -414,7 +415,7 @@ class Manifest(Frozen):
 
     @property
     def servable(self) -> tuple[str, ...]:
-        """The artifacts that a plan may choose: the published one, and those in float32 that were proved.
+        """The artifacts that a plan may choose on ONNX Runtime: the published one, and proved ones in float32.
 
         The published one comes first; empty while nothing is published.
         """
@@ -427,14 +428,27 @@ class Manifest(Frozen):
         )
         return tuple(dict.fromkeys((self.published, *exact)))
 
+    def servable_on(self, runtime: Runtime) -> tuple[str, ...]:
+        """The artifacts that a plan may choose on a runtime.
+
+        Where the published one was written anew for the runtime, that form of it comes first, and in its place.
+        """
+        own = (
+            name
+            for name, item in self.artifacts.items()
+            if item.runtime == runtime and item.made_from == self.published and item.parity is not None
+        )
+        instead = next(own, "") if self.published else ""
+        return (instead, *self.servable[1:]) if instead else self.servable
+
     def without_stale_plan(self) -> Manifest:
         """The manifest, without a plan that measured other files than it names or chose what may not be served."""
         if self.plan is None:
             return self
         known = {name: item.identity for name, item in self.artifacts.items()}
         setups = (self.plan.latency, self.plan.throughput, *self.plan.instead.values())
-        chosen = {setup.artifact for setup in setups}
-        if self.plan.artifacts.items() <= known.items() and chosen <= set(self.servable):
+        may = all(setup.artifact in self.servable_on(setup.runtime) for setup in setups)
+        if may and self.plan.artifacts.items() <= known.items():
             return self
         return self.model_copy(update={"plan": None})
 

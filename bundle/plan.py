@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from bundle.machine import hardware, versions
-from bundle.manifest import Aim, Machine, Manifest, Plan, Setup
+from bundle.machine import hardware, has_bfloat16, versions
+from bundle.manifest import Aim, Artifact, Machine, Manifest, Plan, Setup
 
 RUNTIMES = ("onnxruntime", "openvino", "paddlepaddle", "numpy")
 # How OpenVINO is had, for those who are told that it is missing.
@@ -65,18 +65,21 @@ def openvino_missing() -> bool:
     return find_spec("openvino") is None
 
 
-def openvino_settings(sessions: int, threads: int) -> dict[str, str | int | bool]:
+def openvino_settings(sessions: int, threads: int, artifact: Artifact) -> dict[str, str | int | bool]:
     """What OpenVINO's CPU plugin is told, wherever a graph is opened.
 
     Args:
         sessions: computations at the same time, OpenVINO's streams; they share one set of weights.
         threads: of each.
+        artifact: that is opened. What stands between the integer products of one that was written for OpenVINO is
+            computed in bfloat16 where the processor can: that rounds less than the products do, and saves time.
     """
+    between = "bf16" if artifact.runtime == "openvino" and has_bfloat16() else "f32"
     return {
         "NUM_STREAMS": sessions,
         "INFERENCE_NUM_THREADS": sessions * threads,
-        # By itself the plugin computes in bfloat16 where the processor can, which no float32 tolerance passes.
-        "INFERENCE_PRECISION_HINT": "f32",
+        # By itself the plugin takes bfloat16 for everything where the processor can: no float32 tolerance passes that.
+        "INFERENCE_PRECISION_HINT": between,
         # Processes beside each other, as Triton's instances are, would all be pinned to the same first cores.
         "ENABLE_CPU_PINNING": False,
         # Otherwise it leaves out the second thread of a core, and with it some of the threads that were asked for.

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from bundle.errors import BundleError, ChecksumMismatch, ExportError
 from bundle.folder import Bundle, sha256_of
-from bundle.manifest import Artifact, FileRef, Manifest, Parity, Quality
+from bundle.manifest import Artifact, FileRef, Manifest, Parity, Quality, Runtime
 
 SOURCE = "source_sha256"
 SETTINGS = "settings"
@@ -92,6 +92,7 @@ def adopt(
     artifact_format: str,
     precision: str = "fp32",
     batch_invariant: bool = True,
+    runtime: Runtime | None = None,
     parity: Parity | None = None,
     quality: Quality | None = None,
     details: Mapping[str, JsonValue] | None = None,
@@ -101,6 +102,7 @@ def adopt(
     Args:
         built: temporary path → name in the bundle; the first is the file that a runtime opens.
         source: name of the artifact it was made from.
+        runtime: the only one that it is meant for; None: any.
 
     Returns:
         the bundle with the artifact; artifacts made from an older form of it are dropped from the manifest.
@@ -131,6 +133,7 @@ def adopt(
             "precision": precision,
             "made_from": source,
             "batch_invariant": batch_invariant,
+            "runtime": runtime,
             "parity": parity,
             "quality": quality,
             "details": {

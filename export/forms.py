@@ -226,12 +226,31 @@ def open_onnx(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
     return run
 
 
-OPENERS = {"paddle": open_paddle, "paddle-static": open_paddle_inference, "onnx": open_onnx}
+def open_openvino(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """A graph that was written for OpenVINO, opened as serving does."""
+    from export.on_openvino import open_streams
+
+    (run,) = open_streams(Path(job["file"]), job["signature"], job["artifact"], 1, job["threads"])
+
+    def copied(ids: Any, types: Any) -> Any:
+        # What it gives lies in memory that its next call writes to.
+        return [values.copy() for values in run(ids, types)]
+
+    return copied
+
+
+OPENERS = {
+    "paddle": open_paddle,
+    "paddle-static": open_paddle_inference,
+    "onnx": open_onnx,
+    "openvino": open_openvino,
+}
 # What an opener imports: done by all processes at once, so that opening a model can be timed alone.
 LIBRARIES = {
     "paddle": ("paddle", "paddlenlp.transformers"),
     "paddle-static": ("paddle.inference",),
     "onnx": ("onnxruntime",),
+    "openvino": ("openvino",),
 }
 
 
@@ -346,10 +365,12 @@ class Stand:
                 weights = [ref.file for ref in artifact.files if ref.file.endswith(".pdiparams")]
                 log = self.folder / f"{name}.log"
                 job = {
-                    "format": artifact.format,
+                    "format": "openvino" if artifact.runtime == "openvino" else artifact.format,
                     "file": str(self.bundle.path(artifact.file)),
                     "weights": str(self.bundle.path(weights[0])) if weights else "",
                     "architecture": manifest.made.architecture,
+                    "signature": manifest.signature,
+                    "artifact": artifact,
                     "inputs": [tensor.name for tensor in manifest.signature.inputs],
                     "outputs": [tensor.name for tensor in manifest.signature.outputs],
                     "threads": self.threads,

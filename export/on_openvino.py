@@ -20,7 +20,7 @@ from bundle.encode import IntArray
 from bundle.errors import ExportError, ParityFailed
 from bundle.folder import Bundle
 from bundle.machine import cores
-from bundle.manifest import Signature
+from bundle.manifest import Artifact, Signature
 from bundle.plan import openvino_settings
 from bundle.predict import Run
 from export.artifact import identity
@@ -31,11 +31,12 @@ from export.parity import GoldenRows, check_axes, check_probes
 from export.references.worker import one_line
 
 
-def open_streams(graph: Path, signature: Signature, sessions: int, threads: int) -> list[Run]:
+def open_streams(graph: Path, signature: Signature, artifact: Artifact, sessions: int, threads: int) -> list[Run]:
     """Opens a graph once, for so many computations at the same time.
 
     Args:
         graph: an ONNX file.
+        artifact: as it is recorded.
         threads: of each computation.
 
     Returns:
@@ -49,7 +50,7 @@ def open_streams(graph: Path, signature: Signature, sessions: int, threads: int)
     try:
         import openvino
 
-        compiled = openvino.Core().compile_model(str(graph), "CPU", openvino_settings(sessions, threads))
+        compiled = openvino.Core().compile_model(str(graph), "CPU", openvino_settings(sessions, threads, artifact))
     except Exception as error:  # RuntimeError for all that it does not know, ImportError for a broken installation
         raise ExportError(f"OpenVINO cannot open it: {one_line(error)}") from error
     # An input that the graph does not read may be gone.
@@ -103,7 +104,7 @@ def refusal(bundle: Bundle, name: str, journal: Journal) -> str:
     artifact, told = bundle.manifest.artifacts[name], f"{name} on OpenVINO"
     assert artifact.parity is not None  # a form without is not servable
     try:
-        (run,) = open_streams(bundle.path(artifact.file), bundle.manifest.signature, 1, cores())
+        (run,) = open_streams(bundle.path(artifact.file), bundle.manifest.signature, artifact, 1, cores())
         golden = GoldenRows(bundle)
         found = golden.predict(_tried(run), 4096 if artifact.batch_invariant else 1)
         golden.measure(told, found, artifact.parity.tolerance)

@@ -94,6 +94,7 @@ PLAIN = "onnx_fp32"
 PADDLE_ROUNDS = 3
 # Why OpenVINO is not among the candidates, where it could be.
 NOT_WANTED = "it was not asked for"
+ON_OPENVINO = " on openvino"
 NOT_BRIEFLY = "the brief search leaves it to `make plan`"
 
 
@@ -374,16 +375,18 @@ def plan(
         ExportError: nothing is published, or there are no dev rows.
     """
     wish, begun = wish or Wish(), time.perf_counter()
-    manifest, here = bundle.manifest, this_machine()
-    if not manifest.published:
+    here = this_machine()
+    if not bundle.manifest.published:
         raise ExportError(f"{bundle.root}: nothing is published yet, so there is nothing to plan; run `make export`")
+    bundle, unwritten = _for_openvino(bundle, wish, journal)
+    manifest = bundle.manifest
     if not force and (reason := _up_to_date(manifest, wish, here.versions)) is not None:
         journal.say(f"  up to date: {reason}")
         return bundle
     load, count = round(os.getloadavg()[0], 2), cores()
     if load > count / 4:
         journal.say(f"    the machine is busy (load {load:.1f} on {count} cores): ratios count, times are too high")
-    bundle.verify(list(manifest.servable))
+    bundle.verify(list({*manifest.servable, *manifest.servable_on("openvino")}))
     with journal.progress("reading dev texts"):
         mix = mix_of(bundle, Encoder.of(bundle), SAMPLE)
     sample = digest([manifest.splits["dev"].sha256, manifest.text.model_dump(mode="json"), SAMPLE])
@@ -392,7 +395,7 @@ def plan(
     known = Kept(file, here, manifest, sample, forget=force)
     forms = _forms(manifest, wish)
     everything = candidates(manifest, forms, count, effort.windows, free_memory())
-    ready, left_out = _on_openvino(bundle, forms, wish, known, journal)
+    ready, left_out = _on_openvino(bundle, wish, known, unwritten, journal)
     if ready:
         more = candidates(manifest, ready, count, effort.windows, free_memory(), "openvino")
         # Each candidate is to be measured as often as without these.
@@ -467,28 +470,49 @@ def _where_needed(chosen: dict[Aim, Setup], instead: dict[Aim, Setup]) -> dict[A
 
 
 def _forms(manifest: Manifest, wish: Wish) -> tuple[str, ...]:
-    """What is tried: the published form first."""
+    """What is tried on ONNX Runtime: the published form first."""
     every = EFFORTS["brief" if wish.search == "brief" else "quick"].every_form
     return manifest.servable if every else manifest.servable[:1]
 
 
+def _tries_openvino(wish: Wish) -> bool:
+    return wish.openvino and wish.search != "brief" and not openvino_missing()
+
+
+def _for_openvino(bundle: Bundle, wish: Wish, journal: Journal) -> tuple[Bundle, dict[str, str]]:
+    """The bundle with the published form as OpenVINO can open it, or the reason for which it cannot be written so."""
+    from export.to_qdq import NAME, can_be_written, to_qdq
+
+    if not _tries_openvino(wish) or not can_be_written(bundle):
+        return bundle, {}
+    try:
+        return to_qdq(bundle, journal), {}
+    except ExportError as error:
+        return bundle, {NAME: str(error)}
+
+
 def _on_openvino(
-    bundle: Bundle, forms: Sequence[str], wish: Wish, known: Kept, journal: Journal
+    bundle: Bundle, wish: Wish, known: Kept, unwritten: dict[str, str], journal: Journal
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The forms that OpenVINO computes as promised, and what is left out of the plan with the reason, which is told."""
+    """The forms that OpenVINO computes as promised, and what is left out of the plan with the reason, which is told.
+
+    Args:
+        unwritten: what could not be written for it, with the reason; it may know the published form all the same.
+    """
     if not wish.openvino:
         return (), {"openvino": NOT_WANTED}
-    if openvino_missing() or wish.search == "brief":
+    if not _tries_openvino(wish):
         reason = f"it is not installed; {GET_OPENVINO}" if openvino_missing() else NOT_BRIEFLY
         journal.say(f"    without OpenVINO: {reason}")
         return (), {"openvino": reason}
     from export.on_openvino import refusals
 
-    refused = refusals(bundle, forms, known, journal)
+    forms = bundle.manifest.servable_on("openvino")
+    refused = unwritten | refusals(bundle, forms, known, journal)
     for name, reason in refused.items():
         journal.say(f"    without {name} on OpenVINO: {reason}")
     return tuple(name for name in forms if name not in refused), {
-        f"{name} on openvino": reason for name, reason in refused.items()
+        name + ON_OPENVINO: reason for name, reason in refused.items()
     }
 
 
@@ -504,6 +528,9 @@ def _up_to_date(manifest: Manifest, wish: Wish, versions: dict[str, str]) -> str
         return None
     dev = manifest.splits.get("dev")
     if dev is None or made.dev_sha256 != dev.sha256 or not set(_forms(manifest, wish)) <= set(made.artifacts):
+        return None
+    tried = {*made.artifacts, *(name.removesuffix(ON_OPENVINO) for name in made.left_out)}
+    if _tries_openvino(wish) and not set(manifest.servable_on("openvino")) <= tried:
         return None
     unasked = made.left_out.get("openvino") == NOT_WANTED and not openvino_missing()
     if wish.openvino and wish.search != "brief" and unasked:
@@ -531,7 +558,9 @@ def _duels(
     if not effort.duels:
         return (), ()
     choice, defaults = finding.chosen["throughput"], course.boards["throughput"].defaults
-    rivals = [usual(choice.artifact, cores()), defaults]
+    rivals = [defaults]
+    if bundle.manifest.artifacts[choice.artifact].runtime is None:
+        rivals.insert(0, usual(choice.artifact, cores()))
     if PLAIN in bundle.manifest.artifacts and choice.artifact != PLAIN:
         rivals += [usual(PLAIN, cores()), *_best_of(course.boards["throughput"], PLAIN)]
     if "throughput" in finding.instead:

@@ -106,7 +106,7 @@ def config_pbtxt(
     Raises:
         ExportError: the manifest publishes no artifact, or one that a GPU has no kernels for.
     """
-    form, setup = _served(manifest, aim, gpu)
+    form, setup = _served(manifest, aim, gpu, backend)
     artifact = manifest.artifacts[form]
     pinned = setup is not None and instances is None and threads is None
     if setup and pinned:
@@ -150,7 +150,7 @@ def config_pbtxt(
             parameters |= {"by_length": "true" if setup.by_length else "false"}
         if setup and setup.runtime == "openvino":
             # Of one instance; the script puts in the threads that it settles on.
-            parameters |= {"openvino": _quoted(json.dumps(openvino_settings(1, threads or 1)))}
+            parameters |= {"openvino": _quoted(json.dumps(openvino_settings(1, threads or 1, artifact)))}
         if pinned and manifest.plan:
             # The script looks whether it runs where this was measured.
             machine = manifest.plan.machine
@@ -210,7 +210,7 @@ def write_repository(
         BundleError: a file of the artifact is missing or differs from its checksum.
     """
     manifest = bundle.manifest
-    form, _ = _served(manifest, aim, gpu)
+    form, _ = _served(manifest, aim, gpu, backend)
     artifact = manifest.artifacts[form]
     name = triton_name(bundle.root, manifest)
     lengths = _lengths(manifest, artifact, backend, buckets)
@@ -253,7 +253,7 @@ def write_again(bundle: Bundle, repository: Path, before: Chosen, aim: Aim | Non
     """As `write_repository`, in the way that a model was written before, as far as what is served now allows it."""
     manifest, buckets = bundle.manifest, before.buckets
     gpu = before.gpu and bool(manifest.published) and manifest.artifacts[manifest.published].precision in FOR_GPU
-    form, _ = _served(manifest, aim, gpu)
+    form, _ = _served(manifest, aim, gpu, before.backend)
     if buckets:
         known = manifest.artifacts[form].batch_invariant
         buckets = tuple(tokens for tokens in buckets if known and tokens <= manifest.text.max_tokens)
@@ -391,8 +391,8 @@ def _warmup_file(tokens: int, tensor: Tensor) -> str:
     return f"{tokens}.{tensor.name}"
 
 
-def _served(manifest: Manifest, aim: Aim | None, gpu: bool) -> tuple[str, Setup | None]:
-    """Name of the artifact to serve, and what the plan says about running it."""
+def _served(manifest: Manifest, aim: Aim | None, gpu: bool, backend: Flavour) -> tuple[str, Setup | None]:
+    """Name of the artifact to serve, and what the plan says about running it; the native backend is ONNX Runtime."""
     if not manifest.published:
         raise ExportError(f"the bundle {manifest.name!r} publishes no artifact; run `make export`")
     if gpu:
@@ -403,6 +403,8 @@ def _served(manifest: Manifest, aim: Aim | None, gpu: bool) -> tuple[str, Setup 
             )
         return manifest.published, None
     setup = planned(manifest, aim)
+    if setup and aim and backend == "onnxruntime" and manifest.plan:
+        setup = manifest.plan.on_onnxruntime(aim)
     return (setup.artifact if setup else manifest.published), setup
 
 

@@ -230,8 +230,9 @@ class Track:
 
         key = setup.artifact, setup.sessions, setup.threads
         if key not in self._streams:
-            path = self.bundle.path(self.bundle.manifest.artifacts[setup.artifact].file)
-            self._streams[key] = open_streams(path, self.bundle.manifest.signature, setup.sessions, setup.threads)
+            artifact, signature = self.bundle.manifest.artifacts[setup.artifact], self.bundle.manifest.signature
+            path = self.bundle.path(artifact.file)
+            self._streams[key] = open_streams(path, signature, artifact, setup.sessions, setup.threads)
         return self._streams[key]
 
     def drive(self, setup: Setup, clients: int, number: int, size: int) -> Lap:

@@ -71,8 +71,12 @@ class TritonPythonModel:
         instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
         cores = len(os.sched_getaffinity(0))
         threads = int(parameters["intra_op_threads"])
+        openvino = json.loads(parameters.get("openvino", "{}"))
         if "plan_cores" in parameters and (parameters["plan_cpu"], int(parameters["plan_cores"])) != (_cpu(), cores):
             threads = 0
+            if openvino:
+                # Which other precisions its processor is good at was looked up there.
+                openvino["INFERENCE_PRECISION_HINT"] = "f32"
             pb_utils.Logger.log_warn(
                 f"{config['name']}: the plan is foreign: measured on {parameters['plan_cpu']}, "
                 f"{parameters['plan_cores']} core(s), this is {_cpu()}, {cores} core(s); "
@@ -89,13 +93,13 @@ class TritonPythonModel:
         self.outputs = [item["name"] for item in config["output"]]
         self.per_token = [len(item["dims"]) == 2 for item in config["output"]]
         self.dtypes = [pb_utils.triton_string_to_numpy(item["data_type"]) for item in config["output"]]
-        self.session = self._open(args, config["name"], threads or max(1, cores // instances), parameters)
+        self.session = self._open(args, config["name"], threads or max(1, cores // instances), openvino)
 
-    def _open(self, args: dict[str, str], name: str, threads: int, parameters: dict[str, str]) -> Any:
+    def _open(self, args: dict[str, str], name: str, threads: int, openvino: dict[str, Any]) -> Any:
         """The runtime that the plan chose, or ONNX Runtime."""
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        if "openvino" in parameters:
-            settings = {**json.loads(parameters["openvino"]), "INFERENCE_NUM_THREADS": threads}
+        if openvino:
+            settings = {**openvino, "INFERENCE_NUM_THREADS": threads}
             try:
                 opened = OpenVino(graph, settings)
             except ImportError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError
+from bundle.manifest import Artifact
 from bundle.plan import openvino_settings
 
 
@@ -39,10 +40,11 @@ class Stream:
         return [found[name] for name in outputs]
 
 
-def open_streams(graph: Path, sessions: int, threads: int) -> list[Stream]:
+def open_streams(graph: Path, artifact: Artifact, sessions: int, threads: int) -> list[Stream]:
     """Opens a graph once, for so many computations at the same time.
 
     Args:
+        artifact: as the manifest says it.
         threads: of each computation.
 
     Raises:
@@ -53,7 +55,7 @@ def open_streams(graph: Path, sessions: int, threads: int) -> list[Stream]:
     try:
         import openvino
 
-        compiled = openvino.Core().compile_model(str(graph), "CPU", openvino_settings(sessions, threads))
+        compiled = openvino.Core().compile_model(str(graph), "CPU", openvino_settings(sessions, threads, artifact))
     except Exception as error:  # RuntimeError for all that it does not know, ImportError for a broken installation
         raise BundleError(f"{graph}: OpenVINO cannot load it: {error}") from error
     return [Stream(compiled) for _ in range(sessions)]

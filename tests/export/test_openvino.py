@@ -207,7 +207,7 @@ def test_a_graph_that_openvino_cannot_open_is_told_in_a_line(bundle: Bundle, tmp
 
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="OpenVINO cannot open it: ") as caught:
-        open_streams(tmp_path / "broken.onnx", bundle.manifest.signature, 1, 1)
+        open_streams(tmp_path / "broken.onnx", bundle.manifest.signature, bundle.manifest.artifacts["onnx_fp32"], 1, 1)
     assert "\n" not in str(caught.value)
     assert sys.modules["openvino_telemetry"] is None, "it reports nothing to its makers"
 
@@ -216,8 +216,8 @@ def test_a_graph_that_openvino_cannot_open_is_told_in_a_line(bundle: Bundle, tmp
 def test_streams_answer_beside_each_other_and_keep_what_they_gave(bundle: Bundle) -> None:
     from export.on_openvino import open_streams
 
-    graph = bundle.path(bundle.manifest.artifacts["onnx_fp32"].file)
-    first, second = open_streams(graph, bundle.manifest.signature, 2, 1)
+    artifact = bundle.manifest.artifacts["onnx_fp32"]
+    first, second = open_streams(bundle.path(artifact.file), bundle.manifest.signature, artifact, 2, 1)
     ids = np.array([[2, 9, 10, 3]])
     (before,) = first(ids, ids * 0)
     kept = before.copy()
@@ -234,7 +234,8 @@ def test_tritons_configuration_names_openvino_and_what_it_is_told(bundle: Bundle
     usual = config_pbtxt(with_plan(bundle, sessions=2, threads=3, windows=4).manifest)
     chosen = with_plan(bundle, runtime="openvino", sessions=2, threads=3, windows=4).manifest
     parameters = parsed(config_pbtxt(chosen))["parameters"]
-    assert json.loads(parameters.pop("openvino")["string_value"]) == openvino_settings(1, 3)
+    told_to = openvino_settings(1, 3, bundle.manifest.artifacts["onnx_fp32"])
+    assert json.loads(parameters.pop("openvino")["string_value"]) == told_to
     assert parameters == parsed(usual)["parameters"]
     # The container's native backend runs the same form on ONNX Runtime.
     assert "openvino" not in config_pbtxt(chosen, backend="onnxruntime")
