@@ -55,7 +55,7 @@ def to_qdq(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
 
     Raises:
         ExportError: ``onnx_int8`` has products that cannot be written in pairs, or its golden rows were not measured.
-        ParityFailed: it has other tensors or shapes, or its golden rows are too far from those of ``onnx_int8`` or of the
+        ParityFailed: it has other tensors or shapes, or its golden rows are too far from ``onnx_int8`` or the
             trained model.
     """
     source = source_of(bundle, SOURCE)

@@ -18,6 +18,7 @@ from export.pooling import pooling
 from export.to_int8 import to_int8
 from export.to_onnx import to_onnx
 from export.to_static import to_static
+from tests.export.triton_script import Said
 
 Copy = Callable[[str], Bundle]
 
@@ -75,3 +76,10 @@ def copied(exported: Copy, tmp_path: Path) -> Copy:
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "export.log")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Said:
+    found = Said()
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", found)
+    return found

@@ -5,20 +5,16 @@ What needs the library runs where it is installed (`make openvino`); a machine w
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import json_format, text_format
-from tritonclient.grpc import model_config_pb2
 
-from bundle.encode import Encoder
 from bundle.errors import ExportError
 from bundle.folder import Bundle, open_bundle
 from bundle.machine import cores
@@ -26,9 +22,10 @@ from bundle.manifest import Setup
 from bundle.plan import openvino_missing, openvino_settings, planned
 from export.journal import Journal
 from export.plan import AIMS, Board, Course, Wish, candidates
-from export.to_triton import config_pbtxt, write_repository
+from export.to_triton import config_pbtxt
 from export.traffic import Lap
 from tests.export.test_plan import BRIEF, of, told, with_dev
+from tests.export.triton_script import Said, answered, parsed
 from tests.serving.tiny_bundle import make_bundle, with_plan
 
 installed = pytest.mark.skipif(openvino_missing(), reason="OpenVINO is optional and not installed; `make openvino`")
@@ -240,71 +237,6 @@ def test_tritons_configuration_names_openvino_and_what_it_is_told(bundle: Bundle
     # The container's native backend runs the same form on ONNX Runtime.
     assert "openvino" not in config_pbtxt(chosen, backend="onnxruntime")
     assert "openvino" not in config_pbtxt(chosen, aim=None)
-
-
-def parsed(config: str) -> dict[str, Any]:
-    """A configuration as Triton hands it to the script."""
-    message = text_format.Parse(config, model_config_pb2.ModelConfig())
-    made: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    return made
-
-
-class Said:
-    """The part of Triton's module for scripts that the script uses, and what was logged."""
-
-    def __init__(self) -> None:
-        self.warned: list[str] = []
-        self.informed: list[str] = []
-        self.Logger = SimpleNamespace(log_warn=self.warned.append, log_info=self.informed.append)
-        self.Tensor = lambda name, values: (name, values)
-
-    @staticmethod
-    def triton_string_to_numpy(name: str) -> type:
-        assert name == "TYPE_FP32"
-        return np.float32
-
-    @staticmethod
-    def get_input_tensor_by_name(request: dict[str, Any], name: str) -> Any:
-        return SimpleNamespace(as_numpy=lambda: request[name])
-
-    @staticmethod
-    def InferenceResponse(output_tensors: list[Any]) -> dict[str, Any]:  # noqa: N802
-        return dict(output_tensors)
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Said:
-    found = Said()
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", found)
-    return found
-
-
-def script(folder: Path) -> ModuleType:
-    """The script as it stands in a model's folder."""
-    spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def answered(bundle: Bundle, tmp_path: Path) -> dict[str, Any]:
-    """What the script says of a text, as Triton would ask it."""
-    folder = write_repository(bundle, tmp_path / "repository")
-    model = script(folder).TritonPythonModel()
-    config = parsed((folder / "config.pbtxt").read_text(encoding="utf-8"))
-    model.initialize(
-        {
-            "model_config": json.dumps(config),
-            "model_repository": str(folder),
-            "model_version": "1",
-            "model_instance_kind": "CPU",
-        }
-    )
-    encoder = Encoder.of(bundle)
-    row = encoder.row(encoder.encode("大国新闻，股市增长。"), 0)
-    (answer,) = model.execute([{"input_ids": row.ids[None], "token_type_ids": row.types[None]}])
-    return dict(answer)
 
 
 @pytest.mark.usefixtures("without_openvino")

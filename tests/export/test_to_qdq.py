@@ -7,7 +7,9 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -26,10 +28,12 @@ from export.plan import AIMS, Wish
 from export.session import open_session, run_of
 from export.to_int8 import How, to_int8
 from export.to_qdq import NAME, in_pairs, integer_products, to_qdq
-from export.to_triton import config_pbtxt
-from tests.export.test_openvino import installed, parsed
+from export.to_triton import config_pbtxt, write_repository
+from tests.export.test_openvino import installed
 from tests.export.test_plan import of, told, with_dev
-from tests.serving.tiny_bundle import make_bundle, with_plan
+from tests.export.triton_script import Said, answered, parsed
+from tests.serving.conftest import Server
+from tests.serving.tiny_bundle import elsewhere, make_bundle, with_plan
 
 pytestmark = pytest.mark.slow
 # A classifier whose INT8 passes the gate; it has one packed attention and one first query.
@@ -294,3 +298,61 @@ def test_triton_is_given_it_with_what_openvino_is_told_and_the_native_backend_wh
     native = parsed(config_pbtxt(manifest, backend="onnxruntime"))
     assert native["parameters"]["format"]["string_value"] == "onnx_int8"
     assert native["instance_group"][0]["count"] == 2
+
+
+def told_to_openvino(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path) -> dict[str, object]:
+    """What Triton's script tells OpenVINO."""
+    told_to: list[dict[str, object]] = []
+
+    def compile_model(graph: str, device: str, settings: dict[str, object]) -> object:
+        told_to.append(settings)
+        raise ImportError("enough was seen")
+
+    seen = SimpleNamespace(Core=lambda: SimpleNamespace(compile_model=compile_model))
+    monkeypatch.setitem(sys.modules, "openvino", seen)
+    answered(bundle, tmp_path)
+    return told_to[0]
+
+
+def test_tritons_script_takes_float32_where_the_plan_was_measured_on_another_machine(
+    static: Static, journal: Journal, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = to_qdq(static(CLASSIFIER), journal)
+    settings = openvino_settings(1, 1, here.manifest.artifacts[NAME])
+    assert told_to_openvino(monkeypatch, chosen_on(here, "openvino"), tmp_path) == settings
+    there = elsewhere()
+    foreign = chosen_on(here, "openvino", machine=there)
+    found = told_to_openvino(monkeypatch, foreign, tmp_path)
+    assert found["INFERENCE_PRECISION_HINT"] == "f32"
+    assert any("the plan is foreign" in line for line in said.warned)
+
+
+def test_without_openvino_tritons_script_runs_it_on_onnx_runtime_with_the_same_answers(
+    static: Static, journal: Journal, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = to_qdq(static(CLASSIFIER), journal)
+    usual = answered(with_plan(bundle), tmp_path)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = answered(chosen_on(bundle, "openvino"), tmp_path)
+    np.testing.assert_allclose(found["logits"], usual["logits"], atol=2e-3)
+    assert "the plan chose OpenVINO, which is not installed" in said.warned[-1]
+
+
+@installed
+def test_both_engines_serve_it_on_openvino(static: Static, journal: Journal, tmp_path: Path) -> None:
+    bundle = chosen_on(to_qdq(static(CLASSIFIER), journal), "openvino")
+    write_repository(bundle, tmp_path / "model_repository")
+    rows = [{"text": row.text, "pair": row.pair} for row in GoldenRows(bundle).rows]
+    answers = []
+    for engine in ("onnx", "triton"):
+        places = ("--bundles", str(tmp_path), "--model-repository", str(tmp_path / "model_repository"))
+        server = Server(tmp_path, "--engine", engine, *places).until_ready()
+        try:
+            assert f"{NAME} on OpenVINO 2×1" in server.output
+            answer = httpx.post(f"{server.url}/v1/models/{bundle.name}/predict", json={"inputs": rows}, timeout=60)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["format"] == NAME
+            answers.append([row["label"] for row in answer.json()["predictions"]])
+        finally:
+            assert server.stop() == 0
+    assert answers[0] == answers[1]
