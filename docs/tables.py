@@ -131,7 +131,7 @@ def bench_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
 
 def _form(name: str, facts: Any, record: dict[str, Any]) -> str:
     outside = dig(facts, "environment") is not None
-    served = name == record.get("published")
+    served = name in (record.get("served") or [record.get("published")])
     return f"**`{name}`**" if served else f"{'↗ ' if outside else ''}`{name}`"
 
 

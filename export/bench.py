@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bundle.folder import Bundle
+    from bundle.manifest import Manifest
     from export.parity import GoldenRows
     from export.references.process import Outside
 
@@ -231,6 +232,7 @@ def bench(
             "architecture": bundle.manifest.made.architecture,
             "base": bundle.manifest.made.base.name,
             "published": bundle.manifest.published,
+            "served": served(bundle.manifest),
             "max_tokens": bundle.manifest.text.max_tokens,
             "commit": commit(),
             "hardware": hardware(),
@@ -272,6 +274,12 @@ def bench(
             ],
             "seconds": round(time.perf_counter() - begun, 1),
         }
+
+
+def served(manifest: Manifest) -> list[str]:
+    """The forms that a server runs: those that the plan chose for its aims, or the published one."""
+    plan = manifest.without_stale_plan().plan
+    return sorted({plan.latency.artifact, plan.throughput.artifact}) if plan else [manifest.published]
 
 
 def _facts(

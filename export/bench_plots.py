@@ -49,14 +49,15 @@ def _style(record: dict[str, Any], name: str) -> dict[str, Any]:
     own = record["candidates"][name]["environment"] is None
     peers = [key for key, item in record["candidates"].items() if (item["environment"] is None) == own]
     place = peers.index(name)
+    served = name in (record.get("served") or [record["published"]])
     return {
         "color": COLOURS[place % len(COLOURS)],
         "markerfacecolor": COLOURS[place % len(COLOURS)] if own else "white",
         "marker": MARKERS[place % len(MARKERS)] if own else MARKERS[-1 - place % len(MARKERS)],
         "linestyle": "-" if own else "--",
-        "linewidth": 2.4 if name == record["published"] else 1.3,
+        "linewidth": 2.4 if served else 1.3,
         "markersize": 6,
-        "label": f"{name} (published)" if name == record["published"] else name,
+        "label": f"{name} (served)" if served else name,
     }
 
 

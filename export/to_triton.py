@@ -2,8 +2,8 @@
 
 Two flavours. ``python``: Triton's python backend runs ONNX Runtime, or OpenVINO where the plan chose it, through
 `export.triton_model`; this is what the Triton server from pip can run. ``onnxruntime``: the native backend that
-NVIDIA's container has and pip has not; of a plan for OpenVINO it runs the same form. It merges calls of equal shape
-only, so it gets a model for each of a few window lengths (`bundle.buckets`); the script of the other merges all lengths
+NVIDIA's container has and pip has not; where the plan chose OpenVINO it gets what was best on ONNX Runtime. It merges
+calls of equal shape only, so it gets a model for each of a few window lengths (`bundle.buckets`); the script of the other merges all lengths
 in one model, and has buckets only where they are asked for.
 What is served, and whether it still computes what the bundle promises, is for `serving` to check.
 """
