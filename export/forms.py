@@ -230,7 +230,7 @@ def open_openvino(job: dict[str, Any]) -> Callable[[Any, Any], Any]:
     """A graph that was written for OpenVINO, opened as serving does."""
     from export.on_openvino import open_streams
 
-    (run,) = open_streams(Path(job["file"]), job["signature"], job["artifact"], 1, job["threads"])
+    (run,) = open_streams(Path(job["file"]), job["manifest"], job["artifact"], 1, job["threads"])
 
     def copied(ids: Any, types: Any) -> Any:
         # What it gives lies in memory that its next call writes to.
@@ -369,7 +369,7 @@ class Stand:
                     "file": str(self.bundle.path(artifact.file)),
                     "weights": str(self.bundle.path(weights[0])) if weights else "",
                     "architecture": manifest.made.architecture,
-                    "signature": manifest.signature,
+                    "manifest": manifest,
                     "artifact": artifact,
                     "inputs": [tensor.name for tensor in manifest.signature.inputs],
                     "outputs": [tensor.name for tensor in manifest.signature.outputs],

@@ -20,9 +20,10 @@ from bundle.encode import IntArray
 from bundle.errors import ExportError, ParityFailed
 from bundle.folder import Bundle
 from bundle.machine import cores
-from bundle.manifest import Artifact, Signature
+from bundle.manifest import Artifact, Manifest
 from bundle.plan import openvino_settings
 from bundle.predict import Run
+from bundle.rounding import Rounding
 from export.artifact import identity
 from export.gate import FP32, DevSplit, Tolerance, read_report
 from export.journal import Journal
@@ -31,12 +32,12 @@ from export.parity import GoldenRows, check_axes, check_probes
 from export.references.worker import one_line
 
 
-def open_streams(graph: Path, signature: Signature, artifact: Artifact, sessions: int, threads: int) -> list[Run]:
+def open_streams(graph: Path, manifest: Manifest, artifact: Artifact, sessions: int, threads: int) -> list[Run]:
     """Opens a graph once, for so many computations at the same time.
 
     Args:
         graph: an ONNX file.
-        artifact: as it is recorded.
+        artifact: of the manifest, whose graph it is.
         threads: of each computation.
 
     Returns:
@@ -55,27 +56,28 @@ def open_streams(graph: Path, signature: Signature, artifact: Artifact, sessions
         raise ExportError(f"OpenVINO cannot open it: {one_line(error)}") from error
     # An input that the graph does not read may be gone.
     there = {name for port in compiled.inputs for name in port.get_names()}
-    inputs = [tensor.name for tensor in signature.inputs]
-    outputs = [tensor.name for tensor in signature.outputs]
+    inputs = [tensor.name for tensor in manifest.signature.inputs]
+    outputs = [tensor.name for tensor in manifest.signature.outputs]
     answered = {name for port in compiled.outputs for name in port.get_names()}
     if not there & set(inputs) or not set(outputs) <= answered:
         raise ExportError(
             f"OpenVINO finds the inputs {sorted(there)} and the outputs {sorted(answered)}, "
             f"the manifest says {inputs} and {outputs}"
         )
+    rounding = Rounding(manifest, artifact)
     return [
-        _run(compiled.create_infer_request(), [name if name in there else "" for name in inputs], outputs)
+        _run(compiled.create_infer_request(), [name if name in there else "" for name in inputs], outputs, rounding)
         for _ in range(sessions)
     ]
 
 
-def _run(request: Any, inputs: list[str], outputs: list[str]) -> Run:
+def _run(request: Any, inputs: list[str], outputs: list[str], rounding: Rounding) -> Run:
     """A request as the function that `bundle.predict` calls; an input without a name is not given."""
 
     def run(ids: IntArray, types: IntArray) -> list[FloatArray]:
         given = {name: values for name, values in zip(inputs, (ids, types), strict=True) if name}
-        found = request.infer(given)
-        return [np.asarray(found[name]) for name in outputs]
+        found = request.infer(rounding.widened(given))
+        return [rounding.cut(name, np.asarray(found[name]), ids.shape[1]) for name in outputs]
 
     return run
 
@@ -104,7 +106,7 @@ def refusal(bundle: Bundle, name: str, journal: Journal) -> str:
     artifact, told = bundle.manifest.artifacts[name], f"{name} on OpenVINO"
     assert artifact.parity is not None  # a form without is not servable
     try:
-        (run,) = open_streams(bundle.path(artifact.file), bundle.manifest.signature, artifact, 1, cores())
+        (run,) = open_streams(bundle.path(artifact.file), bundle.manifest, artifact, 1, cores())
         golden = GoldenRows(bundle)
         found = golden.predict(_tried(run), 4096 if artifact.batch_invariant else 1)
         golden.measure(told, found, artifact.parity.tolerance)

@@ -3,8 +3,8 @@
 Two flavours. ``python``: Triton's python backend runs ONNX Runtime, or OpenVINO where the plan chose it, through
 `export.triton_model`; this is what the Triton server from pip can run. ``onnxruntime``: the native backend that
 NVIDIA's container has and pip has not; where the plan chose OpenVINO it gets what was best on ONNX Runtime. It merges
-calls of equal shape only, so it gets a model for each of a few window lengths (`bundle.buckets`); the script of the other merges all lengths
-in one model, and has buckets only where they are asked for.
+calls of equal shape only, so it gets a model for each of a few window lengths (`bundle.buckets`); the script of the
+other merges all lengths in one model, and has buckets only where they are asked for.
 What is served, and whether it still computes what the bundle promises, is for `serving` to check.
 """
 
@@ -28,6 +28,7 @@ from bundle.folder import Bundle
 from bundle.golden import read_golden
 from bundle.manifest import Aim, Artifact, Manifest, Setup, Task, Tensor
 from bundle.plan import openvino_settings, planned
+from bundle.rounding import STEP
 from bundle.versions import triton_name
 from export.artifact import place
 
@@ -151,6 +152,8 @@ def config_pbtxt(
         if setup and setup.runtime == "openvino":
             # Of one instance; the script puts in the threads that it settles on.
             parameters |= {"openvino": _quoted(json.dumps(openvino_settings(1, threads or 1, artifact)))}
+            # See `bundle.rounding`.
+            parameters |= {"round_to": str(STEP), "max_tokens": str(manifest.text.max_tokens)}
         if pinned and manifest.plan:
             # The script looks whether it runs where this was measured.
             machine = manifest.plan.machine

@@ -230,9 +230,10 @@ class Track:
 
         key = setup.artifact, setup.sessions, setup.threads
         if key not in self._streams:
-            artifact, signature = self.bundle.manifest.artifacts[setup.artifact], self.bundle.manifest.signature
+            manifest = self.bundle.manifest
+            artifact = manifest.artifacts[setup.artifact]
             path = self.bundle.path(artifact.file)
-            self._streams[key] = open_streams(path, signature, artifact, setup.sessions, setup.threads)
+            self._streams[key] = open_streams(path, manifest, artifact, setup.sessions, setup.threads)
         return self._streams[key]
 
     def drive(self, setup: Setup, clients: int, number: int, size: int) -> Lap:

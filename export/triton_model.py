@@ -88,6 +88,9 @@ class TritonPythonModel:
         self.by_length = parameters.get("by_length") != "false"
         self.pad_id = int(parameters["pad_id"])
         self.alone = parameters["batch_invariant"] == "false"
+        # OpenVINO builds kernels for each length that it meets; a batch is padded to a multiple of so many tokens.
+        self.round_to = int(parameters.get("round_to", "1"))
+        self.max_tokens = int(parameters.get("max_tokens", "0"))
         self.inputs = [item["name"] for item in config["input"]]
         # A multi-task model has two outputs from one forward pass; what has a free axis is said of each token.
         self.outputs = [item["name"] for item in config["output"]]
@@ -169,7 +172,9 @@ class TritonPythonModel:
         return groups
 
     def _run(self, calls: list[list[Any]], windows: list[tuple[int, int]], longest: int) -> list[Any]:
-        """Every output for some windows: float (windows, labels) or (windows, longest, labels) each."""
+        """Every output for some windows: float (windows, labels) or (windows, at least longest, labels) each."""
+        if not self.alone:
+            longest = max(longest, min(-(-longest // self.round_to) * self.round_to, self.max_tokens))
         tensors = {}
         for place, name in enumerate(self.inputs):
             # Only the ids are padded with the pad id; token types are 0 there, as everywhere else in Slipway.

@@ -259,7 +259,7 @@ def _on_openvino(model: ServedModel) -> list[Session]:
         BundleError: as `_on_onnxruntime`.
     """
     how = model.running
-    opened = open_streams(model.graph, model.artifact, how.sessions, how.threads)
+    opened = open_streams(model.graph, model.manifest, model.artifact, how.sessions, how.threads)
     unread = {tensor.name for tensor in model.manifest.signature.inputs} - set(opened[0].inputs)
     _check_names(model, sorted({*opened[0].inputs, *unread}), opened[0].outputs)
     return [*opened]

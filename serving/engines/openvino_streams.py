@@ -14,8 +14,9 @@ from typing import Any
 from bundle.decode import FloatArray
 from bundle.encode import IntArray
 from bundle.errors import BundleError
-from bundle.manifest import Artifact
+from bundle.manifest import Artifact, Manifest
 from bundle.plan import openvino_settings
+from bundle.rounding import Rounding
 
 
 class Stream:
@@ -25,10 +26,11 @@ class Stream:
         inputs, outputs: names of the model's tensors; an input that the graph does not read may be gone.
     """
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, rounding: Rounding) -> None:
         self.inputs = sorted(name for port in compiled.inputs for name in port.get_names())
         self.outputs = sorted(name for port in compiled.outputs for name in port.get_names())
         self._request = compiled.create_infer_request()
+        self._rounding = rounding
 
     def run(self, outputs: Sequence[str], feeds: dict[str, IntArray]) -> list[FloatArray]:
         """Named outputs of one batch, as ONNX Runtime's session gives them.
@@ -36,15 +38,17 @@ class Stream:
         Args:
             feeds: int64 (windows, tokens) each.
         """
-        found = self._request.infer({name: feeds[name] for name in self.inputs})
-        return [found[name] for name in outputs]
+        given = {name: feeds[name] for name in self.inputs}
+        tokens = next(iter(given.values())).shape[1]
+        found = self._request.infer(self._rounding.widened(given))
+        return [self._rounding.cut(name, found[name], tokens) for name in outputs]
 
 
-def open_streams(graph: Path, artifact: Artifact, sessions: int, threads: int) -> list[Stream]:
+def open_streams(graph: Path, manifest: Manifest, artifact: Artifact, sessions: int, threads: int) -> list[Stream]:
     """Opens a graph once, for so many computations at the same time.
 
     Args:
-        artifact: as the manifest says it.
+        artifact: of the manifest, whose graph it is.
         threads: of each computation.
 
     Raises:
@@ -58,7 +62,8 @@ def open_streams(graph: Path, artifact: Artifact, sessions: int, threads: int) -
         compiled = openvino.Core().compile_model(str(graph), "CPU", openvino_settings(sessions, threads, artifact))
     except Exception as error:  # RuntimeError for all that it does not know, ImportError for a broken installation
         raise BundleError(f"{graph}: OpenVINO cannot load it: {error}") from error
-    return [Stream(compiled) for _ in range(sessions)]
+    rounding = Rounding(manifest, artifact)
+    return [Stream(compiled, rounding) for _ in range(sessions)]
 
 
 def openvino_version() -> str:

@@ -22,6 +22,7 @@ from bundle.manifest import Setup
 from bundle.plan import openvino_missing, openvino_settings, planned
 from export.journal import Journal
 from export.plan import AIMS, Board, Course, Wish, candidates
+from export.session import open_session, run_of
 from export.to_triton import config_pbtxt
 from export.traffic import Lap
 from tests.export.test_plan import BRIEF, of, told, with_dev
@@ -204,7 +205,7 @@ def test_a_graph_that_openvino_cannot_open_is_told_in_a_line(bundle: Bundle, tmp
 
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="OpenVINO cannot open it: ") as caught:
-        open_streams(tmp_path / "broken.onnx", bundle.manifest.signature, bundle.manifest.artifacts["onnx_fp32"], 1, 1)
+        open_streams(tmp_path / "broken.onnx", bundle.manifest, bundle.manifest.artifacts["onnx_fp32"], 1, 1)
     assert "\n" not in str(caught.value)
     assert sys.modules["openvino_telemetry"] is None, "it reports nothing to its makers"
 
@@ -214,7 +215,7 @@ def test_streams_answer_beside_each_other_and_keep_what_they_gave(bundle: Bundle
     from export.on_openvino import open_streams
 
     artifact = bundle.manifest.artifacts["onnx_fp32"]
-    first, second = open_streams(bundle.path(artifact.file), bundle.manifest.signature, artifact, 2, 1)
+    first, second = open_streams(bundle.path(artifact.file), bundle.manifest, artifact, 2, 1)
     ids = np.array([[2, 9, 10, 3]])
     (before,) = first(ids, ids * 0)
     kept = before.copy()
@@ -222,6 +223,21 @@ def test_streams_answer_beside_each_other_and_keep_what_they_gave(bundle: Bundle
     assert np.array_equal(before, kept) and not np.allclose(before, other)
     assert np.allclose(second(ids, ids * 0)[0], kept, atol=1e-6)
     assert before.dtype == np.float32 and before.shape == (1, 3)
+
+
+@installed
+def test_a_tagger_answers_for_the_tokens_that_it_was_given_and_no_others(tmp_path: Path) -> None:
+    from export.on_openvino import open_streams
+
+    bundle = make_bundle(tmp_path / "b", "ner", "token-classification")
+    artifact = bundle.manifest.artifacts["onnx_fp32"]
+    (run,) = open_streams(bundle.path(artifact.file), bundle.manifest, artifact, 1, 1)
+    usual = run_of(open_session(bundle.path(artifact.file)), bundle.manifest.signature)
+    for windows, tokens in ((1, 5), (3, 8), (2, 13), (1, bundle.manifest.text.max_tokens)):
+        ids = np.random.default_rng(tokens).integers(2, 20, (windows, tokens))
+        (found,), (wanted,) = run(ids, ids * 0), usual(ids, ids * 0)
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 # --- Triton's files and script ---------------------------------------------------------------------------------------
@@ -233,6 +249,8 @@ def test_tritons_configuration_names_openvino_and_what_it_is_told(bundle: Bundle
     parameters = parsed(config_pbtxt(chosen))["parameters"]
     told_to = openvino_settings(1, 3, bundle.manifest.artifacts["onnx_fp32"])
     assert json.loads(parameters.pop("openvino")["string_value"]) == told_to
+    assert parameters.pop("round_to") == {"string_value": "8"}
+    assert parameters.pop("max_tokens") == {"string_value": str(bundle.manifest.text.max_tokens)}
     assert parameters == parsed(usual)["parameters"]
     # The container's native backend runs the same form on ONNX Runtime.
     assert "openvino" not in config_pbtxt(chosen, backend="onnxruntime")

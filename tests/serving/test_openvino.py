@@ -160,7 +160,7 @@ def test_a_graph_that_openvino_cannot_load_is_refused_by_its_name(planned: Bundl
 
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"broken\.onnx: OpenVINO cannot load it"):
-        open_streams(tmp_path / "broken.onnx", planned.manifest.artifacts["onnx_fp32"], 1, 1)
+        open_streams(tmp_path / "broken.onnx", planned.manifest, planned.manifest.artifacts["onnx_fp32"], 1, 1)
 
 
 @installed
