@@ -30,7 +30,7 @@ class Kept:
 
     Args:
         file: is read if it is there; one that is broken is measured anew.
-        forget: leave aside what is there for this machine.
+        forget: leave aside what is there for this machine; what such a search that was interrupted has measured stays.
     """
 
     def __init__(self, file: Path, machine: Machine, manifest: Manifest, sample: str, *, forget: bool = False) -> None:
@@ -44,9 +44,21 @@ class Kept:
         # Its memory as well: a smaller machine of the same kind may swap.
         known = machine.model_dump(mode="json")
         machines = self._all["machines"]
-        if forget:
+        if forget and "unfinished" not in machines.get(digest(known), {}):
             machines.pop(digest(known), None)
         self._here = machines.setdefault(digest(known), {"machine": known, "forms": {}, "sizes": {}})
+        if forget:
+            self._here["unfinished"] = True
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a search that measured anew what was known has not come to its end."""
+        return "unfinished" in self._here
+
+    def finish(self) -> None:
+        """Says that the search has come to its end."""
+        if self._here.pop("unfinished", False):
+            self._write()
 
     def size(self, name: str) -> int | None:
         """The number of texts in a lap that was settled for a stage of a search."""

@@ -380,7 +380,11 @@ def plan(
         raise ExportError(f"{bundle.root}: nothing is published yet, so there is nothing to plan; run `make export`")
     bundle, unwritten = _for_openvino(bundle, wish, journal)
     manifest = bundle.manifest
-    if not force and (reason := _up_to_date(manifest, wish, here.versions)) is not None:
+    file = kept or (bundle.root.parent if bundle.root.name == "bundle" else bundle.root) / "plan.json"
+    dev = manifest.splits["dev"].sha256 if "dev" in manifest.splits else ""
+    sample = digest([dev, manifest.text.model_dump(mode="json"), SAMPLE])
+    known = Kept(file, here, manifest, sample, forget=force)
+    if not known.unfinished and (reason := _up_to_date(manifest, wish, here.versions)) is not None:
         journal.say(f"  up to date: {reason}")
         return bundle
     load, count = round(os.getloadavg()[0], 2), cores()
@@ -389,10 +393,7 @@ def plan(
     bundle.verify(list({*manifest.servable, *manifest.servable_on("openvino")}))
     with journal.progress("reading dev texts"):
         mix = mix_of(bundle, Encoder.of(bundle), SAMPLE)
-    sample = digest([manifest.splits["dev"].sha256, manifest.text.model_dump(mode="json"), SAMPLE])
-    file = kept or (bundle.root.parent if bundle.root.name == "bundle" else bundle.root) / "plan.json"
     effort = EFFORTS["brief" if wish.search == "brief" else "quick"]
-    known = Kept(file, here, manifest, sample, forget=force)
     forms = _forms(manifest, wish)
     everything = candidates(manifest, forms, count, effort.windows, free_memory())
     ready, left_out = _on_openvino(bundle, wish, known, unwritten, journal)
@@ -436,7 +437,9 @@ def plan(
     )
     tell(made, finding.quick, finding.regret, journal, course.driven)
     journal.say(f"    measurements: {file}")
-    return bundle.save(manifest.model_copy(update={"plan": made}))
+    bundle = bundle.save(manifest.model_copy(update={"plan": made}))
+    known.finish()
+    return bundle
 
 
 def _search(course: Course, everything: Sequence[Setup], effort: Effort) -> Finding:
