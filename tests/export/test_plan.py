@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -22,7 +24,7 @@ from export.__main__ import app
 from export.journal import Journal
 from export.plan import Board, Wish, candidates, layouts, plan
 from export.to_triton import write_repository
-from export.traffic import Lap
+from export.traffic import Lap, Track
 from tests.serving.tiny_bundle import CHARACTERS, elsewhere, make_bundle, rebind, with_plan
 
 BRIEF = Wish("brief", clients=4, paddle=False)
@@ -103,6 +105,37 @@ def test_an_interrupted_search_goes_on_from_its_last_whole_round(bundle: Bundle)
     file.write_text(json.dumps(kept), encoding="utf-8")
     _, text = told(interrupted)
     assert " 1 rounds were measured now" in text
+
+
+def rounds(text: str) -> int:
+    """How many were measured."""
+    found = re.search(r"(\d+) rounds were measured now", text.replace("\n", " "))
+    assert found, text
+    return int(found[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
+def test_a_search_that_measures_anew_and_is_interrupted_goes_on(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    planned, text = told(bundle)
+    whole, drive, laps = rounds(text), Track.drive, 0
+
+    def some(track: Track, *lap: Any) -> Any:
+        nonlocal laps
+        laps += 1
+        if laps > 20:
+            raise KeyboardInterrupt
+        return drive(track, *lap)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Track, "drive", some)
+        with pytest.raises(KeyboardInterrupt):
+            told(planned, force=True)
+    again, text = told(planned, force=force)
+    assert "up to date" not in text and 0 < rounds(text) < whole
+    assert "up to date" in told(again)[1]
 
 
 def test_kept_measurements_that_are_broken_are_measured_anew(bundle: Bundle) -> None:
