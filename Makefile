@@ -39,7 +39,7 @@ export: $(READY) ## bundle → static graph → ONNX → fused → INT8, each pr
 	@$(PY) -m export run $(MODEL) --repository $(REPOSITORY) $(force) $(ARGS)
 
 plan: $(READY) ## measure how RECIPE's model is best run on this machine; both engines follow it; ARGS=--exhaustive
-	@$(PY) -m export plan $(MODEL) --repository $(REPOSITORY) $(force) $(ARGS)
+	@$(PY) -m export plan $(MODEL) --repository $(REPOSITORY) --out docs/bench/plan-$(NAME).json $(force) $(ARGS)
 
 serve: $(READY) ## serve every exported bundle: ENGINE=triton|onnx HOST= PORT=; Ctrl-C stops
 	@exec $(PY) -m serving run --engine $(ENGINE) --host $(HOST) --port $(PORT) \

@@ -183,6 +183,35 @@ def _bench_end(record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Printed by {origin(record, 'make bench')}."]
 
 
+def plan_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Per bundle: what was chosen for either aim, and the throughput of the choice against others."""
+    parts = []
+    for _, record in records:
+        duels = record.get("vs_defaults") or []
+        head = [f"`{text(record.get('bundle'))}`: texts/s of the choice, over those of", "ratio", "of one round", "n"]
+        rows = [
+            [
+                text(duel.get("told")),
+                number(duel.get("ratio"), 2, "×"),
+                f"{number(duel.get('lowest'), 2)}–{number(duel.get('highest'), 2)}",
+                f"{number(duel.get('rounds'), 0)} rounds, {number(duel.get('requests'), 0)} requests",
+            ]
+            for duel in duels
+        ]
+        chosen = (
+            f"Chosen for throughput: {text(dig(record, 'throughput', 'told'))}; for latency: "
+            f"{text(dig(record, 'latency', 'told'))} ({number(record.get('latency_speedup'), 2)} times as fast as the "
+            f"defaults, one request at a time). {number(record.get('clients'), 0)} clients, requests of "
+            f"{number(record.get('windows_per_text'))} windows and {number(record.get('tokens_per_text'), 0)} tokens; "
+            f"medians of interleaved rounds; {number(record.get('warmup'), 0)} requests of warm-up. `2×1`: two sessions "
+            f"of one thread."
+        )
+        versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
+        printed = f"Printed by {origin(record, 'make plan')}; {versions}."
+        parts.append("\n".join([table(head, rows), "", chosen, "", printed]))
+    return "\n\n".join(parts)
+
+
 def bench_shapes_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Per bundle: forms × shapes with median, p99 and speed; throughput and share of the peak; the pictures."""
     parts = []
@@ -440,6 +469,7 @@ def _bold(way: str, served: Any) -> str:
 TABLES: dict[str, tuple[str, Callable[[Sequence[tuple[str, dict[str, Any]]]], str], str]] = {
     "bench": ("docs/bench/latency-*.json", bench_table, "make bench"),
     "bench-shapes": ("docs/bench/latency-*.json", bench_shapes_table, "make bench"),
+    "plan": ("docs/bench/plan-*.json", plan_table, "make plan"),
     "results": ("docs/results/*.json", results_table, "make evaluate"),
     "long": ("docs/results/long/*.json", long_table, "make evaluate ARGS=--compare-long"),
     "loadtest": ("docs/bench/loadtest-*.json", loadtest_table, "make loadtest"),

@@ -435,6 +435,9 @@ def make_plan(
         Path, typer.Option(help="Triton's model repository, written anew where it holds this model.")
     ] = Path("model_repository"),
     aim: Annotated[Aims, typer.Option(help="What the repository is written for.")] = Aims.THROUGHPUT,
+    out: Annotated[
+        Path | None, typer.Option(help="Results file with the choice and what it was set against, for docs/tables.py.")
+    ] = None,
 ) -> None:
     """Measures how the model is best run on this machine and writes it to the manifest, which both engines follow."""
     from rich.console import Console
@@ -452,6 +455,13 @@ def make_plan(
         journal.say(f"{bundle.name}: {root}")
         wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle, openvino)
         bundle = plan(bundle, journal, wish, force=force)
+        if out is not None:
+            from bundle.folder import write_atomic
+            from export.plan_report import results
+
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, results(bundle))
+            journal.say(f"    wrote {out}; `make tables` puts it into README.md")
         if (repository / bundle.name / "config.pbtxt").is_file():
             from export.to_triton import chosen_before, write_again
 

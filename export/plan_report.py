@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ from export.journal import Journal
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from bundle.folder import Bundle
+
+SCHEMA = "slipway.plan/1"
 
 RUNTIMES: dict[Runtime, str] = {"onnxruntime": "ONNX RT", "openvino": "OpenVINO", "paddle-inference": "Paddle"}
 # Lines of the table that is printed; the manifest has them all.
@@ -111,3 +116,24 @@ def printed(plan: Plan) -> list[Trial]:
 
 def _figure(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def results(bundle: Bundle) -> str:
+    """The plan as a results file: what was chosen, against what, where and with what. The table is in the manifest."""
+    made = bundle.manifest.plan
+    assert made is not None
+    record = {
+        "schema": SCHEMA,
+        "command": f"make plan RECIPE={bundle.name}" + (" ARGS=--exhaustive" if made.search == "exhaustive" else ""),
+        "bundle": bundle.name,
+        "published": bundle.manifest.published,
+        "hardware": made.machine.model_dump(mode="json", exclude={"versions"}),
+        "versions": made.machine.versions,
+        **made.model_dump(mode="json", exclude={"table", "machine", "artifacts", "dev_sha256"}),
+    }
+    described = [(name, getattr(made, name)) for name in ("latency", "throughput", "defaults")]
+    record |= {name: {**setup.model_dump(mode="json"), "told": str(setup)} for name, setup in described}
+    for duel, each in zip(made.vs_defaults, record["vs_defaults"], strict=True):
+        each["told"] = str(duel.against)
+    alone = next((trial.speedup for trial in made.table if trial.setup == made.latency), None)
+    return json.dumps(record | {"latency_speedup": alone}, ensure_ascii=False, indent=1) + "\n"

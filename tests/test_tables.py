@@ -147,7 +147,35 @@ def readme(project: Path) -> str:
     return (project / "README.md").read_text(encoding="utf-8")
 
 
+PLAN = {
+    "bundle": "news",
+    "command": "make plan RECIPE=news",
+    "created": "2026-11-24T10:00:00+00:00",
+    "commit": "abc",
+    "hardware": MACHINE,
+    "versions": {"openvino": "2026.4.1"},
+    "clients": 8,
+    "windows_per_text": 12.7,
+    "tokens_per_text": 1436.2,
+    "warmup": 4,
+    "latency": {"told": "onnx_int8 1×2, 1 window"},
+    "latency_speedup": 1.444,
+    "throughput": {"told": "onnx_qdq on OpenVINO 2×1, ≤ 4 windows, by length"},
+    "vs_defaults": [
+        {
+            "told": "onnx_fp32 1×2, 1 window",
+            "ratio": 4.44,
+            "lowest": 4.321,
+            "highest": 5.6,
+            "rounds": 8,
+            "requests": 128,
+        }
+    ],
+}
+
+
 def fill(project: Path) -> str:
+    put(project, "bench/plan-news.json", PLAN)
     put(project, "bench/latency-news.json", BENCH)
     put(project, "bench/loadtest-news-triton.json", LOADTEST)
     put(project, "results/news.json", RESULT)
@@ -181,6 +209,11 @@ def test_every_figure_stands_in_its_table_with_the_command_that_printed_it(proje
     assert "- `transformers_fp32`: transformers, PyTorch" in content
     assert "![Accuracy against speed of `news`](latency-news-by-accuracy.png)" in content
     assert "by-length" not in content
+    assert "| onnx_fp32 1×2, 1 window | 4.44× | 4.32–5.60 | 8 rounds, 128 requests |" in content
+    assert (
+        "onnx_qdq on OpenVINO 2×1, ≤ 4 windows, by length; for latency: onnx_int8 1×2, 1 window (1.44 times" in content
+    )
+    assert "Printed by `make plan RECIPE=news`, 2026-11-24, commit abc, Some CPU, 2 cores (avx2); openvino" in content
     assert "Left out as too slow: 32×512: `onnx_fp32`." in content
     assert "Not timed: `paddle_dygraph` (the bundle has no artifact 'paddle')." in content
     assert "Printed by `make bench`, 2026-11-24, commit abc, Some CPU, 2 cores (avx2)." in content

@@ -216,12 +216,18 @@ def test_the_command_plans_and_writes_tritons_files_anew(bundle: Bundle, tmp_pat
     before = (repository / "news" / "config.pbtxt").read_text(encoding="utf-8")
     assert "plan_cpu" not in before
     options = ["--no-paddle", "--clients", "2", "--p99-ms", "1000", "--repository", str(repository)]
+    options += ["--out", str(tmp_path / "results" / "plan-news.json")]
     result = CliRunner().invoke(app, ["plan", str(bundle.root.parent), *options])
     assert result.exit_code == 0, result.output
     made = of(open_bundle(bundle.root))
     assert (made.search, made.clients, made.p99_limit_ms) == ("quick", 2, 1000)
     config = (repository / "news" / "config.pbtxt").read_text(encoding="utf-8")
     assert f"count: {made.throughput.sessions} " in config and "plan_cpu" in config
+    record = json.loads((tmp_path / "results" / "plan-news.json").read_text(encoding="utf-8"))
+    assert record["throughput"]["told"] == str(made.throughput) and record["bundle"] == "news"
+    assert [duel["ratio"] for duel in record["vs_defaults"]] == [duel.ratio for duel in made.vs_defaults]
+    assert record["hardware"]["cpu"] == made.machine.cpu and record["commit"] == made.commit
+    assert str(tmp_path) not in json.dumps(record)
 
 
 def test_layouts_use_all_cores() -> None:
