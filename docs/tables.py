@@ -203,8 +203,8 @@ def plan_table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
             f"{text(dig(record, 'latency', 'told'))} ({number(record.get('latency_speedup'), 2)} times as fast as the "
             f"defaults, one request at a time). {number(record.get('clients'), 0)} clients, requests of "
             f"{number(record.get('windows_per_text'))} windows and {number(record.get('tokens_per_text'), 0)} tokens; "
-            f"medians of interleaved rounds; {number(record.get('warmup'), 0)} requests of warm-up. `2×1`: two sessions "
-            f"of one thread."
+            f"medians of interleaved rounds; {number(record.get('warmup'), 0)} requests of warm-up. `2×1`: two "
+            f"sessions of one thread."
         )
         versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
         printed = f"Printed by {origin(record, 'make plan')}; {versions}."
