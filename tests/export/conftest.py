@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,7 @@ from export.gate import DevSplit, gate
 from export.journal import Journal
 from export.pooling import pooling
 from export.to_int8 import to_int8
-from export.to_onnx import to_onnx
-from export.to_static import to_static
+from tests.export.converter import Converter
 from tests.export.triton_script import Said
 
 Copy = Callable[[str], Bundle]
@@ -42,7 +41,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Copy:
+def converter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Converter]:
+    converter = Converter(tmp_path_factory.mktemp("converter") / "log")
+    yield converter
+    converter.close()
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, converter: Converter, tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """The named bundle after the whole chain. It is shared: do not change it, take a copy."""
     folder = tmp_path_factory.mktemp("exported")
     done: dict[str, Bundle] = {}
@@ -51,9 +57,9 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Copy:
         if name not in done:
             root = folder / name / "bundle"
             shutil.copytree(trained / name / "bundle", root)
-            bundle = open_bundle(root)
+            converter(root)
             journal = Journal(folder / name / "export.log")
-            bundle = fuse(to_onnx(to_static(bundle, journal), journal), journal)
+            bundle = fuse(open_bundle(root), journal)
             dev = DevSplit(bundle)
             done[name] = gate(to_int8(pooling(bundle, journal, dev), journal, dev), journal, dev)
         return done[name]

@@ -21,6 +21,7 @@ from bundle.machine import has_bfloat16
 from bundle.manifest import Setup
 from bundle.plan import openvino_settings, planned
 from export import to_qdq as module
+from export.bench import bench, served
 from export.gate import DevSplit, gate
 from export.journal import Journal
 from export.parity import GoldenRows
@@ -29,6 +30,7 @@ from export.session import open_session, run_of
 from export.to_int8 import How, to_int8
 from export.to_qdq import NAME, in_pairs, integer_products, to_qdq
 from export.to_triton import config_pbtxt, write_repository
+from tests.export.test_bench import BRIEF
 from tests.export.test_openvino import installed
 from tests.export.test_plan import of, told, with_dev
 from tests.export.triton_script import Said, answered, parsed
@@ -267,6 +269,21 @@ def test_what_cannot_be_written_for_openvino_is_told_and_the_plan_goes_on(dynami
     assert f"without {NAME} on OpenVINO: DynamicQuantizeLinear" in text.replace("\n", " ")
     assert "no static scales" in of(made).left_out[f"{NAME} on openvino"]
     assert "up to date" in told(made, Wish("quick", clients=2, paddle=False))[1]
+
+
+@installed
+def test_the_bench_times_it_on_openvino_and_knows_what_is_served(static: Static, journal: Journal) -> None:
+    bundle = chosen_on(to_qdq(static(CLASSIFIER), journal), "openvino")
+    forms = ["onnx_fp32", "onnx_int8", NAME]
+    record = bench(bundle, batches=[1], tokens=(16,), effort=BRIEF, threads=1, only=forms)
+    assert record["served"] == [NAME] and record["published"] == "onnx_int8"
+    assert record["left_out"] == {}
+    found = record["candidates"][NAME]
+    assert found["tolerance"] == record["candidates"]["onnx_int8"]["tolerance"]
+    assert 0 < found["parity_max_abs"] <= found["tolerance"]
+    assert all(cell["results"][NAME]["n"] for cell in record["cells"])
+    without = bundle.save(bundle.manifest.model_copy(update={"plan": None}))
+    assert served(without.manifest) == ["onnx_int8"]
 
 
 # --- who may choose it, and what others are given --------------------------------------------------------------------
