@@ -121,7 +121,7 @@ BASELINE = {
 }
 EMPTY = "".join(
     f"# {name}\n<!-- table:{name} -->\n<!-- /table:{name} -->\n"
-    for name in ("bench", "bench-shapes", "results", "loadtest")
+    for name in ("bench", "bench-shapes", "plan", "results", "loadtest")
 )
 
 
