@@ -52,7 +52,7 @@ class OpenVino:
         import openvino
 
         compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
-        self.version = openvino.__version__
+        self.version = openvino.__version__.partition("-")[0]
         # An input that the graph does not read may be gone.
         self.inputs = [name for port in compiled.inputs for name in port.get_names()]
         self.request = compiled.create_infer_request()

@@ -68,4 +68,5 @@ def open_streams(graph: Path, manifest: Manifest, artifact: Artifact, sessions: 
 
 def openvino_version() -> str:
     """OpenVINO's version, where it has been loaded."""
-    return str(getattr(sys.modules.get("openvino"), "__version__", ""))
+    # Behind the first hyphen stand the build and its branch.
+    return str(getattr(sys.modules.get("openvino"), "__version__", "")).partition("-")[0]
