@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +57,32 @@ def hardware() -> dict[str, object]:
         "memory_gib": round(memory, 1),
         "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def load(seconds: float = 0.5) -> float:
+    """How many cores were busy, on average, while this waited; of a system that does not tell, the load average.
+
+    A load average still counts the command before, a minute after it has ended.
+    """
+    before = _core_times()
+    if before is None:
+        return round(os.getloadavg()[0], 2)
+    time.sleep(seconds)
+    after = _core_times()
+    assert after is not None
+    busy, whole = (later - earlier for later, earlier in zip(after, before, strict=True))
+    return round((os.cpu_count() or 1) * busy / whole, 2) if whole else 0.0
+
+
+def _core_times() -> tuple[int, int] | None:
+    """Ticks that all cores together were busy, and ticks at all; None where /proc/stat does not say."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+        # user, nice, system, idle, iowait, irq, softirq, steal; what guests use is within user.
+        ticks = [int(part) for part in line.split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return (sum(ticks) - ticks[3] - ticks[4], sum(ticks)) if len(ticks) == 8 else None
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -345,7 +345,7 @@ class Plan(Frozen):
         clients: that were under way at the same time where throughput was measured, each with one request.
         p99_limit_ms: bound on a request's p99 under the clients.
         warmup: requests of each setup before anything counts.
-        load_before: of the machine before the first measurement (1-minute load average).
+        load_before: cores that others kept busy before the first measurement (`bundle.machine.load`).
         latency: the setup with the lowest median of one request; throughput: the one with the most texts/s whose p99
             keeps the limit; defaults: one session, all threads, one window at a time.
         instead: by aim, the best setup that ONNX Runtime runs, where another runtime was chosen: for a server that

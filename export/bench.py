@@ -12,7 +12,6 @@ Accuracy is measured in the same run, on rows of the dev split.
 from __future__ import annotations
 
 import json
-import os
 import random
 import tempfile
 import time
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bundle.errors import BundleError, ExportError, ParityFailed, SlipwayError
-from bundle.machine import commit, cores, hardware, versions
+from bundle.machine import commit, cores, hardware, load, versions
 from export.bench_cells import (
     BATCH_TOKENS,
     FULL,
@@ -172,9 +171,9 @@ def bench(
     if unknown := [name for name in only if name not in known]:
         raise ExportError(f"{bundle.root}: no candidate {', '.join(unknown)}; there are {', '.join(known)}")
     wanted = [name for name in known if not only or name in only]
-    load, begun = round(os.getloadavg()[0], 2), time.perf_counter()
-    if load > cores() / 4:
-        report.say(f"warning the machine is busy (load {load} on {cores()} cores), so the figures will be too high")
+    busy, begun = load(), time.perf_counter()
+    if busy > cores() / 4:
+        report.say(f"warning the machine is busy (load {busy} on {cores()} cores), so the figures will be too high")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-bench-")))
         report.advance(0.0, "the machine's peak")
@@ -238,7 +237,7 @@ def bench(
             "hardware": hardware(),
             "versions": versions(("paddlepaddle", "paddlenlp", "onnxruntime", "numpy")),
             "reference_versions": outside.versions,
-            "load_before": load,
+            "load_before": busy,
             "threads": threads,
             "environment": environment_of(threads),
             "settings": {**asdict(effort), "seed": seed, "batches": list(batches), "tokens": list(tokens)},

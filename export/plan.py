@@ -34,7 +34,7 @@ import numpy as np
 from bundle.encode import Encoder
 from bundle.errors import ExportError
 from bundle.folder import Bundle
-from bundle.machine import commit, cores
+from bundle.machine import commit, cores, load
 from bundle.manifest import Aim, Duel, Manifest, Plan, Runtime, Setup, Trial
 from bundle.plan import GET_OPENVINO, openvino_missing, this_machine, usual, why_foreign
 from export.journal import Journal
@@ -387,9 +387,9 @@ def plan(
     if not known.unfinished and (reason := _up_to_date(manifest, wish, here.versions)) is not None:
         journal.say(f"  up to date: {reason}")
         return bundle
-    load, count = round(os.getloadavg()[0], 2), cores()
-    if load > count / 4:
-        journal.say(f"    the machine is busy (load {load:.1f} on {count} cores): ratios count, times are too high")
+    busy, count = load(), cores()
+    if busy > count / 4:
+        journal.say(f"    the machine is busy (load {busy:.1f} on {count} cores): ratios count, times are too high")
     bundle.verify(list({*manifest.servable, *manifest.servable_on("openvino")}))
     with journal.progress("reading dev texts"):
         mix = mix_of(bundle, Encoder.of(bundle), SAMPLE)
@@ -425,7 +425,7 @@ def plan(
         clients=wish.clients,
         p99_limit_ms=round(throughput.limit(rounds), 1),
         warmup=WARMUP,
-        load_before=load,
+        load_before=busy,
         seconds=round(time.perf_counter() - begun, 1),
         latency=finding.chosen["latency"],
         throughput=finding.chosen["throughput"],

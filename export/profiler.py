@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -30,7 +29,7 @@ import numpy as np
 
 from bundle.errors import ExportError
 from bundle.folder import Bundle
-from bundle.machine import commit, cores, hardware, versions
+from bundle.machine import commit, cores, hardware, load, versions
 from export.artifact import source_of
 from export.graph import NORMS
 from export.parity import GoldenRows
@@ -191,7 +190,7 @@ def profile(
         raise ExportError(f"{bundle.root}: no ONNX artifact {name!r}; there are {', '.join(known) or 'none'}")
     source_of(bundle, name)
     threads = threads or cores()
-    load = round(os.getloadavg()[0], 2)
+    busy = load()
     roof = measure_roof(threads)
     golden = GoldenRows(bundle)
     batches = real_batches(real_windows(golden), batch, tokens, bundle.manifest.text.pad_id)
@@ -208,7 +207,7 @@ def profile(
         "commit": commit(),
         "hardware": hardware(),
         "versions": versions(("onnxruntime", "numpy")),
-        "load_before": load,
+        "load_before": busy,
         "threads": threads,
         "batch": batch,
         "tokens": int(batches[0][0].shape[1]),

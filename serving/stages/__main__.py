@@ -9,7 +9,6 @@ minute of the machine hits all of them alike. Ratios are taken within a round.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import sys
@@ -20,7 +19,7 @@ import typer
 
 from bundle.errors import BundleError, SlipwayError
 from bundle.folder import open_bundle
-from bundle.machine import commit, hardware, versions
+from bundle.machine import commit, hardware, load, versions
 from serving.stages.bare import served, texts_of
 from serving.stages.processes import Candidate, Served, candidates
 from serving.stages.report import Round, summary, table
@@ -96,7 +95,7 @@ def measure(
     mix = sorted(dice.sample(range(len(rows)), min(texts, len(rows))))
     encoded = {place: model.encoder.encode(rows[place], truncate=True) for place in mix}
     short = min(mix, key=lambda place: (len(encoded[place].windows), abs(encoded[place].tokens - SHORT_TOKENS)))
-    load = os.getloadavg()[0]
+    busy = load()
     counted: list[dict[str, Round]] = []
     with candidates(bundle, name, repository, engines, bodies, clients) as all_of_them:
         for number in range(rounds + 1):
@@ -131,7 +130,7 @@ def measure(
         "seed": seed,
         "commit": commit(),
         "hardware": hardware(),
-        "load_before": round(load, 2),
+        "load_before": busy,
         "versions": versions(PACKAGES),
         "steps_us": steps(model, bodies[short]),
         **summary(counted),
