@@ -67,16 +67,21 @@ def exported(trained: Path, converter: Converter, tmp_path_factory: pytest.TempP
     return export
 
 
-@pytest.fixture
-def copied(exported: Copy, tmp_path: Path) -> Copy:
-    """A copy of an exported bundle that a test may change."""
+def copier(source: Copy, folder: Path) -> Copy:
+    """What copies the bundles of a shared fixture, once each, for a test that changes them."""
 
     def copy(name: str) -> Bundle:
-        root = tmp_path / name / "bundle"
-        shutil.copytree(exported(name).root, root)
+        root = folder / name / "bundle"
+        shutil.copytree(source(name).root, root)
         return open_bundle(root)
 
     return copy
+
+
+@pytest.fixture
+def copied(exported: Copy, tmp_path: Path) -> Copy:
+    """A copy of an exported bundle that a test may change."""
+    return copier(exported, tmp_path)
 
 
 @pytest.fixture
