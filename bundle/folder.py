@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from errno import EISDIR
 from pathlib import Path
 
 from bundle.errors import BundleError, ChecksumMismatch
@@ -43,6 +44,21 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that long work will end in, and sees that it can be written.
+
+    Raises:
+        BundleError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder", str(path))
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

@@ -350,8 +350,9 @@ class Plan(Frozen):
             keeps the limit; defaults: one session, all threads, one window at a time.
         instead: by aim, the best setup that ONNX Runtime runs, where another runtime was chosen: for a server that
             does not have it.
-        vs_defaults: throughput against the defaults, first of the same form, then of the published one, then of the
-            graph as converted, then against `instead`, then against Paddle Inference, as far as they were there.
+        vs_defaults: throughput against the defaults, first of the same form (unless it is for one runtime alone), then
+            of the published one, then of the graph as converted, then against `instead`, then against Paddle Inference,
+            as far as they were there.
         table: every setup that was measured.
         left_out: why OpenVINO, or a form on it, was not among the candidates.
     """

@@ -443,9 +443,10 @@ def make_plan(
     from rich.console import Console
 
     from bundle.errors import SlipwayError
-    from bundle.folder import open_bundle
+    from bundle.folder import check_writable, open_bundle, write_atomic
     from export.journal import Journal
     from export.plan import Wish, plan
+    from export.plan_report import results
 
     console = Console()
     root = bundle_folder(folder)
@@ -454,12 +455,10 @@ def make_plan(
         bundle = open_bundle(root, verify=False)
         journal.say(f"{bundle.name}: {root}")
         wish = Wish("exhaustive" if exhaustive else "quick", clients, p99_ms, paddle, openvino)
+        if out is not None:
+            check_writable(out)
         bundle = plan(bundle, journal, wish, force=force)
         if out is not None:
-            from bundle.folder import write_atomic
-            from export.plan_report import results
-
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, results(bundle))
             journal.say(f"    wrote {out}; `make tables` puts it into README.md")
         if (repository / bundle.name / "config.pbtxt").is_file():

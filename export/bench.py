@@ -277,8 +277,10 @@ def bench(
 
 def served(manifest: Manifest) -> list[str]:
     """The forms that a server runs: those that the plan chose for its aims, or the published one."""
-    plan = manifest.without_stale_plan().plan
-    return sorted({plan.latency.artifact, plan.throughput.artifact}) if plan else [manifest.published]
+    from bundle.plan import planned
+
+    chosen = (planned(manifest, "latency"), planned(manifest, "throughput"))
+    return sorted({setup.artifact for setup in chosen if setup}) or [manifest.published]
 
 
 def _facts(
@@ -416,7 +418,7 @@ def main(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from bundle.folder import open_bundle, write_atomic
+    from bundle.folder import check_writable, open_bundle, write_atomic
     from export.bench_plots import draw
 
     console = Console(highlight=False)
@@ -430,6 +432,8 @@ def main(
     try:
         folder = find_bundle(name)
         bundle = open_bundle(folder)
+        target = out or Path("docs/bench") / f"latency-{bundle.name}.json"
+        check_writable(target)
         console.print(f"reads   {folder}/bundle.json and its artifacts", soft_wrap=True, markup=False)
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("bench", total=1.0, state="")
@@ -447,8 +451,6 @@ def main(
                     lambda share, state: bar.update(task, completed=share, state=state),
                 ),
             )
-        target = out or Path("docs/bench") / f"latency-{bundle.name}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
         plots = draw(result, target) if result["cells"] else []
         result["pictures"] = [plot.name for plot in plots]
         write_atomic(target, json.dumps(result, ensure_ascii=False, indent=2) + "\n")

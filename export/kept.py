@@ -30,10 +30,11 @@ class Kept:
 
     Args:
         file: is read if it is there; one that is broken is measured anew.
-        forget: leave aside what is there for this machine; what such a search that was interrupted has measured stays.
+        forget: the search for which what is there for this machine is left aside; what the same search has measured
+            since it was to do so, and was interrupted, stays. Empty: nothing is left aside.
     """
 
-    def __init__(self, file: Path, machine: Machine, manifest: Manifest, sample: str, *, forget: bool = False) -> None:
+    def __init__(self, file: Path, machine: Machine, manifest: Manifest, sample: str, *, forget: str = "") -> None:
         self.file, self._manifest, self._sample = file, manifest, sample
         try:
             self._all: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -44,20 +45,21 @@ class Kept:
         # Its memory as well: a smaller machine of the same kind may swap.
         known = machine.model_dump(mode="json")
         machines = self._all["machines"]
-        if forget and "unfinished" not in machines.get(digest(known), {}):
+        if forget and machines.get(digest(known), {}).get("unfinished") != forget:
             machines.pop(digest(known), None)
         self._here = machines.setdefault(digest(known), {"machine": known, "forms": {}, "sizes": {}})
         if forget:
-            self._here["unfinished"] = True
+            self._here["unfinished"] = forget
 
     @property
-    def unfinished(self) -> bool:
-        """Whether a search that measured anew what was known has not come to its end."""
-        return "unfinished" in self._here
+    def unfinished(self) -> str:
+        """The search that measures anew what was known and has not come to its end; empty where there is none."""
+        return str(self._here.get("unfinished", ""))
 
-    def finish(self) -> None:
-        """Says that the search has come to its end."""
-        if self._here.pop("unfinished", False):
+    def finish(self, search: str) -> None:
+        """Says that a search has come to its end."""
+        if self.unfinished == search:
+            del self._here["unfinished"]
             self._write()
 
     def size(self, name: str) -> int | None:

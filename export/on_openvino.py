@@ -1,8 +1,9 @@
 """OpenVINO as a second runtime of the plan: a graph opened as serving opens it, and proved before it may race.
 
 The forms are the bundle's own ONNX graphs, which OpenVINO reads itself: float32 as converted or fused as far as it
-knows the fused operators, and INT8 where it knows how that was made. What it cannot open, or answers otherwise than
-was promised, is left out with the reason. How fast what remains is, is for `export.plan` to measure.
+knows the fused operators, and INT8 as `export.to_qdq` writes it, or as it is where OpenVINO knows that. What it cannot
+open, or answers otherwise than was promised, is left out with the reason. How fast what remains is, is for
+`export.plan` to measure.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ again and again. ``--exhaustive`` drives every candidate as often as the quick s
 far from the best the quick search's choice is.
 
 Nothing is believed that a gate has not passed: only the published form and those in float32 may be chosen. Runtimes are
-ONNX Runtime and, where it is installed, OpenVINO with the forms that it proves to compute (`export.on_openvino`).
+ONNX Runtime and, where it is installed, OpenVINO with the forms that it proves to compute (`export.on_openvino`), for
+which a published INT8 form is written anew (`export.to_qdq`).
 Paddle Inference is measured beside the choice and is in the table, and cannot be chosen: serving runs without Paddle.
 """
 
@@ -94,8 +95,9 @@ PLAIN = "onnx_fp32"
 PADDLE_ROUNDS = 3
 # Why OpenVINO is not among the candidates, where it could be.
 NOT_WANTED = "it was not asked for"
-ON_OPENVINO = " on openvino"
 NOT_BRIEFLY = "the brief search leaves it to `make plan`"
+# Behind the name of a form that alone is left out.
+ON_OPENVINO = " on openvino"
 
 
 @dataclass(frozen=True)
@@ -383,14 +385,14 @@ def plan(
     file = kept or (bundle.root.parent if bundle.root.name == "bundle" else bundle.root) / "plan.json"
     dev = manifest.splits["dev"].sha256 if "dev" in manifest.splits else ""
     sample = digest([dev, manifest.text.model_dump(mode="json"), SAMPLE])
-    known = Kept(file, here, manifest, sample, forget=force)
-    if not known.unfinished and (reason := _up_to_date(manifest, wish, here.versions)) is not None:
+    known = Kept(file, here, manifest, sample, forget=wish.search if force else "")
+    if known.unfinished != wish.search and (reason := _up_to_date(manifest, wish, here.versions)) is not None:
         journal.say(f"  up to date: {reason}")
         return bundle
     busy, count = load(), cores()
     if busy > count / 4:
         journal.say(f"    the machine is busy (load {busy:.1f} on {count} cores): ratios count, times are too high")
-    bundle.verify(list({*manifest.servable, *manifest.servable_on("openvino")}))
+    bundle.verify([*manifest.servable, *(manifest.servable_on("openvino") if _tries_openvino(wish) else ())])
     with journal.progress("reading dev texts"):
         mix = mix_of(bundle, Encoder.of(bundle), SAMPLE)
     effort = EFFORTS["brief" if wish.search == "brief" else "quick"]
@@ -438,7 +440,7 @@ def plan(
     tell(made, finding.quick, finding.regret, journal, course.driven)
     journal.say(f"    measurements: {file}")
     bundle = bundle.save(manifest.model_copy(update={"plan": made}))
-    known.finish()
+    known.finish(wish.search)
     return bundle
 
 
@@ -484,10 +486,10 @@ def _tries_openvino(wish: Wish) -> bool:
 
 def _for_openvino(bundle: Bundle, wish: Wish, journal: Journal) -> tuple[Bundle, dict[str, str]]:
     """The bundle with the published form as OpenVINO can open it, or the reason for which it cannot be written so."""
-    from export.to_qdq import NAME, can_be_written, to_qdq
-
-    if not _tries_openvino(wish) or not can_be_written(bundle):
+    if not _tries_openvino(wish):
         return bundle, {}
+    from export.to_qdq import NAME, to_qdq
+
     try:
         return to_qdq(bundle, journal), {}
     except ExportError as error:
@@ -533,10 +535,8 @@ def _up_to_date(manifest: Manifest, wish: Wish, versions: dict[str, str]) -> str
     if dev is None or made.dev_sha256 != dev.sha256 or not set(_forms(manifest, wish)) <= set(made.artifacts):
         return None
     tried = {*made.artifacts, *(name.removesuffix(ON_OPENVINO) for name in made.left_out)}
-    if _tries_openvino(wish) and not set(manifest.servable_on("openvino")) <= tried:
-        return None
-    unasked = made.left_out.get("openvino") == NOT_WANTED and not openvino_missing()
-    if wish.openvino and wish.search != "brief" and unasked:
+    unasked = made.left_out.get("openvino") == NOT_WANTED
+    if _tries_openvino(wish) and (unasked or not set(manifest.servable_on("openvino")) <= tried):
         return None
     if not wish.openvino and any(made.choice(aim).runtime == "openvino" for aim in AIMS):
         return None
@@ -561,9 +561,9 @@ def _duels(
     if not effort.duels:
         return (), ()
     choice, defaults = finding.chosen["throughput"], course.boards["throughput"].defaults
-    rivals = [defaults]
-    if bundle.manifest.artifacts[choice.artifact].runtime is None:
-        rivals.insert(0, usual(choice.artifact, cores()))
+    # What was written for OpenVINO has no defaults on ONNX Runtime.
+    anywhere = bundle.manifest.artifacts[choice.artifact].runtime is None
+    rivals = [*([usual(choice.artifact, cores())] if anywhere else []), defaults]
     if PLAIN in bundle.manifest.artifacts and choice.artifact != PLAIN:
         rivals += [usual(PLAIN, cores()), *_best_of(course.boards["throughput"], PLAIN)]
     if "throughput" in finding.instead:

@@ -45,22 +45,19 @@ OFF_SOURCE = 0.5
 UNWRITABLE = ("DynamicQuantizeMatMul", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits")
 
 
-def can_be_written(bundle: Bundle) -> bool:
-    """Whether the bundle publishes integer products of ONNX Runtime."""
-    return bundle.manifest.published == SOURCE
-
-
-def to_qdq(bundle: Bundle, journal: Journal, *, force: bool = False) -> Bundle:
-    """Adds the artifact ``onnx_qdq``, unless it is there already.
+def to_qdq(bundle: Bundle, journal: Journal) -> Bundle:
+    """Adds the artifact ``onnx_qdq`` to a bundle that publishes ``onnx_int8``, unless it is there already.
 
     Raises:
         ExportError: ``onnx_int8`` has products that cannot be written in pairs, or its golden rows were not measured.
         ParityFailed: it has other tensors or shapes, or its golden rows are too far from ``onnx_int8`` or the
             trained model.
     """
+    if bundle.manifest.published != SOURCE:
+        return bundle
     source = source_of(bundle, SOURCE)
     settings: dict[str, JsonValue] = {"pass": 1}
-    if not force and is_current(bundle, NAME, SOURCE, settings):
+    if is_current(bundle, NAME, SOURCE, settings):
         return bundle
     if source.parity is None:
         raise ExportError(f"no parity was recorded for {SOURCE}; run `make export`")

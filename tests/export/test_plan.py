@@ -114,13 +114,9 @@ def rounds(text: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("force", [False, True])
-def test_a_search_that_measures_anew_and_is_interrupted_goes_on(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, force: bool
-) -> None:
-    planned, text = told(bundle)
-    whole, drive, laps = rounds(text), Track.drive, 0
+def interrupted(bundle: Bundle, wish: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that was to measure anew, and was stopped after twenty laps."""
+    drive, laps = Track.drive, 0
 
     def some(track: Track, *lap: Any) -> Any:
         nonlocal laps
@@ -132,10 +128,40 @@ def test_a_search_that_measures_anew_and_is_interrupted_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Track, "drive", some)
         with pytest.raises(KeyboardInterrupt):
-            told(planned, force=True)
+            told(bundle, wish, force=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
+def test_a_search_that_measures_anew_and_is_interrupted_goes_on(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    planned, text = told(bundle)
+    whole = rounds(text)
+    interrupted(planned, BRIEF, monkeypatch)
     again, text = told(planned, force=force)
     assert "up to date" not in text and 0 < rounds(text) < whole
     assert "up to date" in told(again)[1]
+
+
+@pytest.mark.slow
+def test_a_better_plan_is_not_given_up_for_a_brief_one_where_its_repetition_was_interrupted(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Wish("quick", clients=4, paddle=False, openvino=False)
+    planned, _ = told(bundle, quick)
+    interrupted(planned, quick, monkeypatch)
+    same, text = told(planned, BRIEF)
+    assert "up to date: quick plan" in text and same.manifest == planned.manifest
+    _, text = told(planned, quick)
+    assert "up to date" not in text
+
+
+@pytest.mark.parametrize("place", ["/dev/null/folder/plan.json", "."])
+def test_a_results_file_that_cannot_be_written_is_told_before_anything_is_measured(bundle: Bundle, place: str) -> None:
+    result = CliRunner().invoke(app, ["plan", str(bundle.root.parent), "--out", place])
+    assert result.exit_code == 1 and "cannot be written: " in result.output.replace("\n", " ")
+    assert not (bundle.root.parent / "plan.json").exists()
 
 
 def test_kept_measurements_that_are_broken_are_measured_anew(bundle: Bundle) -> None:
