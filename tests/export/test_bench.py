@@ -159,6 +159,13 @@ def command(bundle: Bundle, *options: str | Path) -> Result:
     return CliRunner().invoke(app, [str(bundle.root), *map(str, options)])
 
 
+@pytest.mark.parametrize("place", ["/dev/null/folder/latency.json", "."])
+def test_a_results_file_that_cannot_be_written_is_told_before_anything_is_timed(bundle: Bundle, place: str) -> None:
+    result = command(bundle, "--out", place)
+    assert result.exit_code == 2 and "cannot be written: " in result.output
+    assert "opened" not in result.output
+
+
 @pytest.mark.slow
 def test_every_form_is_timed_on_every_shape_and_written_to_a_file(bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "docs" / "latency-tiny.json"
